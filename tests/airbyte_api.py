@@ -81,7 +81,7 @@ class AirbyteApi(ThreadingHTTPServer):
     :param faults: what the n-th call meets, for each of the calls `token`, `start`, `poll` and `list`:
         None, or a status ("503"), a key of GATEWAY ("html"), "reset" (of the connection), "silence" (no answer
         comes); each may be followed by " after": the call is carried out first, so that its job is made.
-        "stale" lets all tokens expire before the call.
+        "stale" lets all tokens expire before the call, "ended" all jobs end.
     :param statuses: what a job goes through, by the id of its connection; these are the connections there are
     :param job_seconds: how long a job takes; without it, a job goes on by one status whenever it is asked for
     :param token_seconds: how long a token lives
@@ -212,6 +212,7 @@ class AirbyteApi(ThreadingHTTPServer):
         for job in self.jobs:
             if job["id"] == int(wanted):
                 response = self.job_response(job)
+                request["status"] = response["status"]
                 job["step"] = min(job["step"] + 1, len(job["statuses"]) - 1)
                 return response
         raise Refused(404)
@@ -270,6 +271,7 @@ class Handler(BaseHTTPRequestHandler):
             "body": self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(),
             "time": time.time(),
             "answer": None,
+            "status": None,  # of the job that is answered, if any
         }
         for method, pattern, call in (
             ("POST", "/v1/applications/token", "token"),
@@ -284,6 +286,10 @@ class Handler(BaseHTTPRequestHandler):
             fault, _, after = airbyte.next_fault(request["call"]).partition(" ")
             if fault == "stale":
                 airbyte.tokens.clear()
+            elif fault == "ended":
+                for job in airbyte.jobs:
+                    job["step"] = len(job["statuses"]) - 1
+            if fault in ("stale", "ended"):
                 fault = ""
             if not fault or after:
                 request["answer"], text = self.carry_out(request)
