@@ -87,7 +87,7 @@ class AirbyteApi(ThreadingHTTPServer):
     :param token_seconds: how long a token lives
     :param base_path: of a self-managed Airbyte: "/api/public"
     :param port: 0 takes a free one
-    :param log: is given a line for each exchange
+    :param log: is given each request as it is answered, with the `text` of the answer
     """
 
     daemon_threads = True
@@ -101,7 +101,7 @@ class AirbyteApi(ThreadingHTTPServer):
         token_seconds: float = 900,
         base_path: str = "",
         port: int = 0,
-        log=lambda line: None,
+        log=lambda request: None,
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.faults = faults or {}
@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
             elif fault:
                 request["answer"], text = int(fault) if fault.isdigit() else 200, GATEWAY.get(fault)
                 text = Refused(int(fault)).text if text is None else text
-        airbyte.log(f"{self.command} {self.path}  ->  {request['answer']} {text}")
+        airbyte.log({**request, "text": text})
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -369,7 +369,7 @@ def main() -> None:
         port=arguments.port,
         job_seconds=arguments.job_seconds,
         base_path=arguments.base_path,
-        log=lambda line: print(line, flush=True),
+        log=lambda request: print("{method} {path} -> {answer} {text}".format(**request), flush=True),
     ) as airbyte:
         print(
             f"""Airbyte's stand-in answers at {airbyte.url} until Ctrl-C. Get a token, start a sync, ask for it:

@@ -54,7 +54,6 @@ def environment(home: Path, dags: Path = DAGS) -> dict[str, str]:
         "NETRC": os.devnull,
         "NO_PROXY": "*",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
     }
 

@@ -8,6 +8,7 @@ says what to do. No row starts a second sync while the first may run.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from typing import NamedTuple
 
@@ -186,8 +187,19 @@ ROWS = [
 ]
 
 
+def kind(row: Row) -> tuple:
+    """Return what rows that differ only in the status or the garbage have in common."""
+    return *row.tasks.values(), re.sub(r"\d{3}", "", row.says), row.posts, row.syncs, *row.faults, *row.policy
+
+
+FIRST_OF_KIND = {kind(row): row for row in reversed(ROWS)}
+
+
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_fault(run, row):
+def test_fault(run, row, request):
+    slow = (3, 0) <= AIRFLOW_VERSION < (3, 2) and not request.config.getoption("every_row")
+    if slow and FIRST_OF_KIND[kind(row)] is not row:
+        pytest.skip("dag.test() takes seconds for a task here: one row of a kind, unless with --every-row")
     counted = AIRFLOW_VERSION >= (2, 10)
     if row.retries and not counted:
         pytest.skip("before Airflow 2.10, dag.test() does not count tries")

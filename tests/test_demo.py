@@ -1,0 +1,76 @@
+"""The demo, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts the demo in a foreign folder, with another Airflow's settings around it."""
+    (tmp_path / "somebodys_airflow").mkdir()
+    environ = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path / "somebodys_airflow"),
+        "AIRFLOW_VAR_CLOUD_API_TOKEN": "somebody's",
+        "AIRBYTE_CLIENT_SECRET": "somebody's",
+        "AIRFLOW__CORE__DAGS_FOLDER": "/nowhere",
+        "TMPDIR": str(tmp_path),
+    }
+
+    def start(tests: Path = TESTS) -> subprocess.Popen:
+        command = [sys.executable, str(tests / "demo.py")]
+        return subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE)
+
+    yield start
+    assert list((tmp_path / "somebodys_airflow").iterdir()) == []
+    assert [path for path in tmp_path.glob("airflow-home-*") if path.is_dir()] == []
+    assert not any(str(tmp_path) in process for process in processes())
+
+
+def processes() -> list[str]:
+    """Return the command lines of all processes."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+
+
+def test_shows_a_sync_from_start_to_end(start, tmp_path):
+    demo = start()
+    shown = demo.communicate(timeout=180)[0]
+    assert demo.returncode == 0, shown
+    assert re.search(r"POST /v1/jobs +200  job \d+ is pending", shown)
+    assert re.search(r"GET  /v1/jobs/\d+ +200  job \d+ is running", shown)
+    assert "The sync has succeeded: 125,000 rows, 48,211,904 bytes, in PT" in shown.splitlines()[-1]
+    log = Path(re.search(r"its log is (\S+)", shown).group(1))
+    assert "Airbyte job: " in log.read_text()
+    assert "somebody's" not in log.read_text()
+
+
+def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
+    for folder in ("tests", "dags"):
+        shutil.copytree(TESTS.parent / folder, tmp_path / "copy" / folder)
+    with (tmp_path / "copy" / "dags" / "airbyte_api_sync_demo.py").open("a") as dag:
+        dag.write("\nraise RuntimeError('broken')\n")
+    demo = start(tmp_path / "copy" / "tests")
+    shown = demo.communicate(timeout=180)[0]
+    assert demo.returncode == 1, shown
+    assert "says why" in shown.splitlines()[-1]
+
+
+def test_ctrl_c_ends_everything(start):
+    demo = start()
+    for line in demo.stdout:
+        if "Running the DAG" in line:
+            break
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=30)
+    assert demo.returncode == 130
