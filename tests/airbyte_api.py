@@ -135,6 +135,15 @@ class AirbyteApi(ThreadingHTTPServer):
         schedule, number = self.faults.get(call, []), len(self.calls(call))
         return (schedule[number - 1] if number <= len(schedule) else None) or ""
 
+    def will_meet(self, call: str, *faults: str | None) -> None:
+        """Let the next calls of a kind meet these faults."""
+        with self.lock:
+            self.faults[call] = [None] * len(self.calls(call)) + [*faults]
+
+    def running(self) -> list[dict]:
+        """Return the jobs that have not ended."""
+        return [job for job in self.jobs if self.status(job) not in ENDED]
+
     def add_job(self, connection_id: str = CONNECTION_ID, statuses=None, kind: str = "sync", age: float = 0) -> dict:
         """Make a job that began `age` seconds ago, as if somebody else had started it, and return it."""
         statuses = statuses or self.statuses[connection_id]
@@ -151,13 +160,14 @@ class AirbyteApi(ThreadingHTTPServer):
         return job
 
     def status(self, job: dict) -> str:
-        """Return the job's status now."""
-        if self.job_seconds is not None:
-            part = (time.time() - job["created"]) / self.job_seconds if self.job_seconds else 1
-            job["step"] = min(int(part * (len(job["statuses"]) - 1)), len(job["statuses"]) - 1)
+        """Return the job's status now. A job that has ended stays so."""
+        last = len(job["statuses"]) - 1
+        if self.job_seconds is not None and not job["ended"]:
+            share = (time.time() - job["created"]) / self.job_seconds if self.job_seconds else 1
+            job["step"] = min(int(share * last), last)
         status = job["statuses"][job["step"]]
         if status in ENDED and not job["ended"]:
-            job["ended"] = job["created"] + self.job_seconds if self.job_seconds is not None else time.time()
+            job["ended"] = job["created"] + self.job_seconds if self.job_seconds else time.time()
         return status
 
     def job_response(self, job: dict) -> dict:
@@ -199,7 +209,7 @@ class AirbyteApi(ThreadingHTTPServer):
         if set(body) != {"connectionId", "jobType"} or body["jobType"] not in ("sync", "reset", "refresh", "clear"):
             raise Refused(422)
         connection_id = self.known(body["connectionId"])
-        if any(job["connection"] == connection_id and self.status(job) not in ENDED for job in self.jobs):
+        if connection_id in [job["connection"] for job in self.running()]:
             raise Refused(409, f"A sync is already running for: {connection_id}", "try-again-later")
         return self.job_response(self.add_job(connection_id, kind=body["jobType"]))
 
@@ -270,6 +280,7 @@ class Handler(BaseHTTPRequestHandler):
             "headers": {key.lower(): value for key, value in self.headers.items()},
             "body": self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(),
             "time": time.time(),
+            "port": self.client_address[1],  # the client's
             "answer": None,
             "status": None,  # of the job that is answered, if any
         }

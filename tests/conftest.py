@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -18,6 +19,29 @@ import airflow_home
 
 def pytest_addoption(parser):
     parser.addoption("--every-row", action="store_true", help="run every row of test_faults.py on Airflow 3.0 and 3.1 too")
+    parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
+    parser.addoption("--seed", type=int, default=random.randrange(10**6), help="the first one's seed (default: any)")
+
+
+def pytest_report_header(config):
+    return f"random fault schedules: --schedules {config.option.schedules} --seed {config.option.seed}"
+
+
+def pytest_generate_tests(metafunc):
+    if "seed" in metafunc.fixturenames:
+        first = metafunc.config.option.seed
+        metafunc.parametrize("seed", range(first, first + metafunc.config.option.schedules))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "deployment: runs a real scheduler for minutes; only with -m deployment")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("deployment"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m deployment"))
 
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from random import Random
 from typing import NamedTuple
 
 import pytest
@@ -26,7 +27,7 @@ TRANSIENT = ("408", "429", "500", "502", "503", "504")
 REFUSALS = ("400", "401", "403", "404", "422")
 NOT_A_JOB = ("html", "list", "empty", "keyless", "null")
 ALWAYS = 99
-SHORT = {task: {"extra_options": {"timeout": 0.3}} for task in (START, WAIT)}
+SHORT = {task: {"extra_options": {"timeout": 0.5}} for task in (START, WAIT)}
 RUNNING = {"age": 100, "statuses": ("running", "running", "succeeded")}
 
 
@@ -233,3 +234,48 @@ def test_fault(run, row, request):
     ends = [request for request in airbyte.calls("poll") if request["status"] in ENDED]
     assert len(ends) <= 1 + row.retries
     assert not ends or airbyte.requests[-1] is ends[-1]
+
+
+def draw(seed: int) -> Row:
+    """Return a row of faults drawn at random: all calls meet many, and now and then one is refused for good."""
+    random = Random(seed)
+    menu = [*TRANSIENT, *NOT_A_JOB, "reset", "silence"]
+    menu += [f"{fault} after" for fault in menu]
+    faults = {
+        call: [random.choice(menu) if random.random() < 0.5 else None for _ in range(random.randrange(10))]
+        for call in ("token", "start", "poll", "list")
+    }
+    faults["token"] += ["stale"] * random.randrange(3)
+    if AIRFLOW_VERSION >= (2, 10):  # Before, a retry does not know that it is one in dag.test().
+        faults["list"] += ["ended"] * random.randrange(3)
+    if random.random() < 0.3:
+        faults[random.choice([*faults])].append(random.choice(REFUSALS))
+    for schedule in faults.values():
+        random.shuffle(schedule)
+    last = random.choice(ENDED)
+    statuses = [random.choice(("pending", "queued", "running", "incomplete", "unheard_of")) for _ in range(random.randrange(5))]
+    before = random.choice([(), (), (RUNNING,), ({"age": 60, "statuses": (last,)},), ({**RUNNING, "kind": "reset"},)])
+    return Row(f"seed {seed}", {}, faults=faults, statuses=(*statuses, last), before=before)
+
+
+def test_faults_at_random(run, seed):
+    row = draw(seed)
+    policy = {START: {"retries": 99, **SHORT[START]}, WAIT: SHORT[WAIT]}
+    with AirbyteApi(row.faults, {CONNECTION_ID: row.statuses}) as airbyte:
+        for job in row.before:
+            airbyte.add_job(**job)
+            if job.get("kind") == "reset":  # which nobody polls, so it would never end
+                airbyte.faults["start"] += [None, "ended"]
+        result = run(airbyte.url, policy=policy)
+    assert len(airbyte.jobs) - len(row.before) <= 1, "our syncs"
+    refusals = [int(status) for status in REFUSALS]
+    refused = [request for request in airbyte.requests if request["answer"] in refusals]
+    if refused:
+        assert refused == airbyte.requests[-1:], "nothing is asked after a refusal"
+        assert result.state == "failed"
+        assert f"with {refused[0]['answer']}: " in result.log
+    else:
+        followed = [job for job in airbyte.jobs if job["id"] == result.job_id][0]
+        assert followed["kind"] == "sync"
+        assert result.tasks == (SUCCESS if followed["statuses"][-1] == "succeeded" else WAIT_FAILS)
+        assert airbyte.requests[-1]["status"] == followed["statuses"][-1]
