@@ -21,7 +21,6 @@ import json
 from datetime import timedelta
 
 import pendulum
-
 from airflow.providers.http.hooks.http import HttpHook
 from airflow.providers.http.sensors.http import HttpSensor
 
@@ -68,7 +67,9 @@ def answer(response, key: str, advice: str = ADVICE, again: tuple = (408, 429)) 
             return body
         words = f"no JSON object with {key}."  # and not a word of it: there may be a token in it
     error = AirflowFailException if 300 <= status < 500 and status not in again else RuntimeError
-    raise error(f"Airbyte answered {response.request.method} {response.request.path_url} with {status}: {words} {advice}")
+    raise error(
+        f"Airbyte answered {response.request.method} {response.request.path_url} with {status}: {words} {advice}"
+    )
 
 
 def airbyte_token(variables) -> str:

@@ -241,7 +241,11 @@ class AirbyteApi(ThreadingHTTPServer):
             raise Refused(400, "limit must be between 1 and 100")
         if "connectionId" in query:
             self.known(query["connectionId"])
-        wanted = {"connectionId": query.get("connectionId"), "jobType": query.get("jobType"), "status": query.get("status")}
+        wanted = {
+            "connectionId": query.get("connectionId"),
+            "jobType": query.get("jobType"),
+            "status": query.get("status"),
+        }
         jobs = [self.job_response(job) for job in sorted(self.jobs, key=lambda job: job["created"])]
         jobs = [job for job in jobs if all(value in (None, job[key]) for key, value in wanted.items())]
         if order.endswith("DESC"):

@@ -17,7 +17,7 @@ AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".
 START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 
 # A cluster policy, as an administrator would set one: the DAG file stays as it is, and nobody waits 30 seconds.
-POLICY = '''\
+POLICY = """\
 import json, os
 from datetime import timedelta
 
@@ -29,7 +29,7 @@ def task_policy(task):
             getattr(task, name).update(value)
         else:
             setattr(task, name, value)
-'''
+"""
 
 
 def environment(home: Path, dags: Path = DAGS) -> dict[str, str]:

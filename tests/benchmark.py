@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
-
 from airbyte_api import SUCCEEDS, AirbyteApi
 from airflow_home import WAIT, settings
 from deployment import Deployment
@@ -40,7 +39,11 @@ def measure(syncs: int, slots: int, seconds: float, policy: dict) -> dict[str, f
     connections = [str(uuid.uuid4()) for _ in range(syncs)]
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "out.log", "w") as out:
         with AirbyteApi(statuses={connection: SUCCEEDS for connection in connections}, job_seconds=seconds) as airbyte:
-            environ = {**settings(airbyte.url), "AIRFLOW__CORE__PARALLELISM": str(slots), "TASK_POLICY": json.dumps(policy)}
+            environ = {
+                **settings(airbyte.url),
+                "AIRFLOW__CORE__PARALLELISM": str(slots),
+                "TASK_POLICY": json.dumps(policy),
+            }
             with Deployment(Path(folder) / "airflow", environ, out) as airflow:
                 time.sleep(10)  # what starts with Airflow is not the cost of waiting
                 samples: list[tuple[float, int, int]] = []
@@ -49,7 +52,9 @@ def measure(syncs: int, slots: int, seconds: float, policy: dict) -> dict[str, f
                 def sample() -> None:
                     database = sqlite3.connect(f"file:{airflow.home}/airflow.db?mode=ro", uri=True)
                     while not done.wait(0.25):
-                        running = database.execute("select count(*) from task_instance where state = 'running'").fetchone()[0]
+                        running = database.execute(
+                            "select count(*) from task_instance where state = 'running'"
+                        ).fetchone()[0]
                         memory = 0
                         for process in airflow.running():
                             try:
@@ -74,9 +79,7 @@ def measure(syncs: int, slots: int, seconds: float, policy: dict) -> dict[str, f
                     for run_id, connection in runs.items()
                 }
             late = sorted(ends[job["connection"]] - job["ended"] for job in airbyte.jobs)
-            slot_seconds = sum(
-                (after[0] - now[0]) * now[1] for now, after in zip(samples, samples[1:])
-            )
+            slot_seconds = sum((after[0] - now[0]) * now[1] for now, after in zip(samples, samples[1:]))
             return {
                 "wall time until all runs have ended, s": max(ends.values()) - begin,
                 "from a job's end to its run's, median, s": statistics.median(late),
@@ -97,7 +100,7 @@ def main() -> None:
     parser.add_argument("--poke-interval", type=float, help="of the DAG, in seconds (default: its own)")
     arguments = parser.parse_args()
     size = arguments.syncs, arguments.slots, arguments.seconds
-    print("{} syncs of {:.0f} s on {} worker slots".format(size[0], size[2], size[1]), flush=True)
+    print(f"{size[0]} syncs of {size[2]:.0f} s on {size[1]} worker slots", flush=True)
     ours = measure(*size, {WAIT: {"poke_interval": arguments.poke_interval}} if arguments.poke_interval else {})
     poke = measure(*size, {WAIT: {"mode": "poke", "poke_interval": 5}})
     print(f"{'':52}{'this DAG':>10}{'poke, 5 s':>11}{'ratio':>8}")

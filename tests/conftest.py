@@ -13,12 +13,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import airflow_home
 import pytest
 
-import airflow_home
 
 def pytest_addoption(parser):
-    parser.addoption("--every-row", action="store_true", help="run every row of test_faults.py on Airflow 3.0 and 3.1 too")
+    parser.addoption(
+        "--every-row", action="store_true", help="run every row of test_faults.py on Airflow 3.0 and 3.1 too"
+    )
     parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
     parser.addoption("--seed", type=int, default=random.randrange(10**6), help="the first one's seed (default: any)")
 

@@ -73,7 +73,9 @@ def main() -> int:
         print(f"{time.monotonic() - begin:5.1f} s  {text}", flush=True)
 
     try:
-        with AirbyteApi(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
+        with AirbyteApi(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open(
+            "w"
+        ) as out:
             say(f"A stand-in for Airbyte answers at {airbyte.url}")
             say(f"Setting up an Airflow in {home}; its log is {log}")
             environ = {

@@ -19,9 +19,8 @@ import urllib.request
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
-
 import airflow_home
+import psutil
 from airflow_home import AIRFLOW_VERSION, DAG_ID
 
 AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
@@ -133,11 +132,11 @@ class Deployment:
             orphan.wait()
 
     def running(self) -> list[psutil.Process]:
-        """Return all processes of this Airflow: those that have its home in their environment."""
+        """Return all processes of this Airflow: those that work in its home. (Some overwrite their environment.)"""
         found = []
         for candidate in psutil.process_iter():
             try:
-                if candidate.environ().get("AIRFLOW_HOME") == str(self.home):
+                if candidate.cwd() == str(self.home):
                     found.append(candidate)
             except (psutil.Error, OSError):
                 pass
@@ -163,7 +162,9 @@ class Deployment:
     def airflow(self, *arguments: str) -> str:
         """Run an `airflow` command in this Airflow and return what it prints."""
         command = ["airflow", *arguments]
-        return subprocess.run(command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out).stdout
+        return subprocess.run(
+            command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out
+        ).stdout
 
     def get(self, path: str, body: dict | None = None, text: bool = False):
         """Call Airflow's public REST API (a POST if there is a body). Return its JSON; None if there is no answer yet."""
@@ -212,4 +213,6 @@ class Deployment:
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
         ended = ("success", "failed")
-        return self.wait_for(lambda: self.state(run_id) in ended and self.state(run_id), f"the end of {run_id}", seconds)
+        return self.wait_for(
+            lambda: self.state(run_id) in ended and self.state(run_id), f"the end of {run_id}", seconds
+        )

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 
 import pytest
-
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, AirbyteApi
 
 CLIENT = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, "grant-type": "client_credentials"}
@@ -97,7 +96,9 @@ def test_lists_the_oldest_jobs_first_unless_asked_otherwise(airbyte, token):
     airbyte.add_job(OTHER, age=20)
 
     def ids(query: str) -> list[int]:
-        return [job["jobId"] for job in call(airbyte, f"/v1/jobs?connectionId={CONNECTION_ID}{query}", **token)[1]["data"]]
+        return [
+            job["jobId"] for job in call(airbyte, f"/v1/jobs?connectionId={CONNECTION_ID}{query}", **token)[1]["data"]
+        ]
 
     assert ids("") == [old, reset, new]
     assert ids("&jobType=sync") == [old, new]

@@ -29,8 +29,17 @@ def test_has_the_names_that_people_know():
 def test_documents_itself_in_the_ui():
     dag = airflow_home.load_dag()
     assert dag.description
-    for name in (START, WAIT, "airbyte-api-cloud-connection", "MY_EXAMPLE_CONNECTION_ID", "AIRBYTE_CLIENT_ID",
-                 "AIRBYTE_CLIENT_SECRET", "CLOUD_API_TOKEN", "connection_id", "does not stop the sync"):
+    for name in (
+        START,
+        WAIT,
+        "airbyte-api-cloud-connection",
+        "MY_EXAMPLE_CONNECTION_ID",
+        "AIRBYTE_CLIENT_ID",
+        "AIRBYTE_CLIENT_SECRET",
+        "CLOUD_API_TOKEN",
+        "connection_id",
+        "does not stop the sync",
+    ):
         assert name in dag.doc_md
 
 

@@ -14,7 +14,6 @@ from random import Random
 from typing import NamedTuple
 
 import pytest
-
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, ENDED, PROBLEMS, AirbyteApi
 from airflow_home import AIRFLOW_VERSION, START, WAIT
 
@@ -67,6 +66,7 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
+# fmt: off
 ROWS = [
     # -- every status on every call -------------------------------------------------------------------------------
     *(
@@ -186,6 +186,7 @@ ROWS = [
         base_path="/api/public", host="{root}"),
     Row("a host with /v1 too much", START_FAILS, "/v1/v1/applications/token with 404", 0, 0, host="{url}/v1"),
 ]
+# fmt: on
 
 
 def kind(row: Row) -> tuple:
@@ -253,7 +254,9 @@ def draw(seed: int) -> Row:
     for schedule in faults.values():
         random.shuffle(schedule)
     last = random.choice(ENDED)
-    statuses = [random.choice(("pending", "queued", "running", "incomplete", "unheard_of")) for _ in range(random.randrange(5))]
+    statuses = [
+        random.choice(("pending", "queued", "running", "incomplete", "unheard_of")) for _ in range(random.randrange(5))
+    ]
     before = random.choice([(), (), (RUNNING,), ({"age": 60, "statuses": (last,)},), ({**RUNNING, "kind": "reset"},)])
     return Row(f"seed {seed}", {}, faults=faults, statuses=(*statuses, last), before=before)
 
@@ -275,7 +278,7 @@ def test_faults_at_random(run, seed):
         assert result.state == "failed"
         assert f"with {refused[0]['answer']}: " in result.log
     else:
-        followed = [job for job in airbyte.jobs if job["id"] == result.job_id][0]
+        followed = next(job for job in airbyte.jobs if job["id"] == result.job_id)
         assert followed["kind"] == "sync"
         assert result.tasks == (SUCCESS if followed["statuses"][-1] == "succeeded" else WAIT_FAILS)
         assert airbyte.requests[-1]["status"] == followed["statuses"][-1]

@@ -16,4 +16,6 @@ def test_no_secret_is_kept(run):
         secrets = [CLIENT_ID, CLIENT_SECRET, stale, *airbyte.tokens]
     kept = {path: path.read_bytes() for path in HOME.rglob("*") if path.is_file()}
     assert any(b"Authorization" in content for content in kept.values()), "the rendered fields are searched"
-    assert {(path, secret) for path, content in kept.items() for secret in secrets if secret.encode() in content} == set()
+    assert {
+        (path, secret) for path, content in kept.items() for secret in secrets if secret.encode() in content
+    } == set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from airbyte_api import CONNECTION_ID, AirbyteApi
 from airflow_home import START, WAIT
 
@@ -62,8 +61,16 @@ def test_a_token_in_the_variable_goes_before_the_client(run, blank):
         assert airbyte.calls("token")
 
 
-@pytest.mark.parametrize("conf, synced", [(None, 0), ({}, 0), ({"connection_id": ""}, 0), ({"connection_id": None}, 0),
-                                          ({"connection_id": f" {OTHER_CONNECTION_ID} "}, 1)])
+@pytest.mark.parametrize(
+    "conf, synced",
+    [
+        (None, 0),
+        ({}, 0),
+        ({"connection_id": ""}, 0),
+        ({"connection_id": None}, 0),
+        ({"connection_id": f" {OTHER_CONNECTION_ID} "}, 1),
+    ],
+)
 def test_syncs_the_connection_that_the_run_names_or_else_the_variables(run, conf, synced):
     ids = [CONNECTION_ID, OTHER_CONNECTION_ID]
     with AirbyteApi(statuses={connection_id: ("running", "succeeded") for connection_id in ids}) as airbyte:
