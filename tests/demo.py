@@ -2,29 +2,35 @@
 See the DAG work, in a minute: no Airbyte account, no Docker, and nobody's own Airflow is touched.
 
 `python tests/demo.py` runs the unchanged DAG file on a real Airflow of its own against a stand-in for Airbyte.
+`python tests/demo.py --ui` starts that Airflow with its web UI, for you to trigger the DAG in.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from airbyte_api import AirbyteApi
+from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, AirbyteApi
 
 try:
     import airflow_home
+    from deployment import Deployment, free_port, process
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
+HTTP_CONNECTION = "airbyte-api-cloud-connection"
+OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
+FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 SYNC_SECONDS = 7
 # Run in a process of its own, so that Airflow's log goes to a file.
 RUN = """
@@ -37,34 +43,88 @@ json.dump({"state": run.state, "job": job}, open(sys.argv[1], "w"))
 """
 
 
-@contextmanager
-def process(command: list[str], **options):
-    """Run a command in a process group of its own, and end the whole group at the end."""
-    child = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        yield child
-    finally:
-        for end in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(child.pid, end)
-                child.wait(timeout=10)
-            except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-                pass
-        child.wait()
-
-
 def line(request: dict) -> str:
     """Return what a person wants to see of a request and its answer."""
-    answer = json.loads(request["text"])
-    if request["call"] == "token":
+    try:
+        answer = json.loads(request["text"])
+    except ValueError:
+        answer = {}
+    if "access_token" in answer:
         said = f"a token for {answer['expires_in'] // 60} minutes"
-    else:
+    elif "jobId" in answer:
         said = f"job {answer['jobId']} is {answer['status']}"
+    else:
+        said = request["text"]
     return f"{request['method']:4} {request['path']:23} {request['answer']}  {said}"
 
 
+def run_once(home: Path, log: Path, say) -> int:
+    """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
+    with AirbyteApi(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
+        say(f"A stand-in for Airbyte answers at {airbyte.url}")
+        say(f"Setting up an Airflow in {home}; its log is {log}")
+        environ = {
+            **airflow_home.environment(home),
+            **airflow_home.settings(airbyte.url),
+            "TASK_POLICY": json.dumps({airflow_home.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
+        }
+        streams = {"stdout": out, "stderr": subprocess.STDOUT}
+        airflow_home.create(home, environ, **streams)
+        say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
+        result = home / "result.json"
+        command = [sys.executable, "-c", RUN, str(result)]
+        with process(command, env=environ, cwd=Path(__file__).parent, **streams) as run:
+            run.wait()
+        outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
+    if outcome["state"] != "success":
+        say(f"The run has ended as {outcome['state']}: {log} says why")
+        return 1
+    job = outcome["job"]
+    say(f"The sync has succeeded: {job['rowsSynced']:,} rows, {job['bytesSynced']:,} bytes, in {job['duration']}")
+    return 0
+
+
+@contextmanager
+def ui(home: Path, log: Path, say, port: int = 8080):
+    """Start an Airflow whose web UI has all that the DAG needs, and give its `Deployment`."""
+    statuses = {
+        CONNECTION_ID: SUCCEEDS,
+        OTHER_CONNECTION_ID: SUCCEEDS,
+        FAILING_CONNECTION_ID: ("pending", "running", "failed"),
+    }
+    with AirbyteApi(statuses=statuses, job_seconds=20, log=lambda request: say(line(request))) as airbyte, log.open(
+        "w"
+    ) as out:
+        say(f"A stand-in for Airbyte answers at {airbyte.url}")
+        say(f"Starting an Airflow in {home}; its log is {log}")
+        policy = json.dumps({airflow_home.WAIT: {"poke_interval": 5, "retry_delay": 5}})
+        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, free_port(port)) as airflow:
+            airflow.get("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
+            for key, value in (
+                ("MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID),
+                ("AIRBYTE_CLIENT_ID", CLIENT_ID),
+                ("AIRBYTE_CLIENT_SECRET", CLIENT_SECRET),
+            ):
+                airflow.get("/variables", {"key": key, "value": value})
+            say(f"""Airflow is ready, without a login. Open
+
+    {airflow.url}/dags/{airflow_home.DAG_ID}
+
+and press Trigger. Leave the Airbyte connection id empty, or give one of these:
+
+    {OTHER_CONNECTION_ID}  another connection
+    {FAILING_CONNECTION_ID}  one whose syncs fail
+
+Ctrl-C ends it all.
+""")
+            yield airflow
+
+
 def main() -> int:
-    """Run the DAG once. Return 0 if the run has succeeded, else 1."""
+    """Do what the command line says and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ui", action="store_true", help="start Airflow's web UI too, and leave the rest to you")
+    arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
     log = home.with_name(f"{home.name}.log")
     begin = time.monotonic()
@@ -73,31 +133,11 @@ def main() -> int:
         print(f"{time.monotonic() - begin:5.1f} s  {text}", flush=True)
 
     try:
-        with AirbyteApi(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open(
-            "w"
-        ) as out:
-            say(f"A stand-in for Airbyte answers at {airbyte.url}")
-            say(f"Setting up an Airflow in {home}; its log is {log}")
-            environ = {
-                **airflow_home.environment(home),
-                **airflow_home.settings(airbyte.url),
-                "TASK_POLICY": json.dumps({airflow_home.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
-            }
-            streams = {"stdout": out, "stderr": subprocess.STDOUT}
-            airflow_home.create(home, environ, **streams)
-            say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
-            result = home / "result.json"
-            command = [sys.executable, "-c", RUN, str(result)]
-            with process(command, env=environ, cwd=Path(__file__).parent, **streams) as run:
-                run.wait()
-            outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
-        if outcome["state"] != "success":
-            say(f"The run has ended as {outcome['state']}: {log} says why")
-            return 1
-        job = outcome["job"]
-        say(f"The sync has succeeded: {job['rowsSynced']:,} rows, {job['bytesSynced']:,} bytes, in {job['duration']}")
-        return 0
-    except subprocess.CalledProcessError:
+        if not arguments.ui:
+            return run_once(home, log, say)
+        with ui(home, log, say):
+            threading.Event().wait()
+    except (subprocess.CalledProcessError, TimeoutError):
         say(f"Airflow could not be set up: {log} says why")
         return 1
     finally:

@@ -8,7 +8,7 @@ import uuid
 import pytest
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, AirbyteApi
 from airflow_home import AIRFLOW_VERSION, DAG_ID, START, WAIT
-from deployment import Deployment
+from deployment import AIRFLOW_3, Deployment
 
 pytestmark = [
     pytest.mark.deployment,
