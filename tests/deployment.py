@@ -166,9 +166,9 @@ class Deployment:
             command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out
         ).stdout
 
-    def get(self, path: str, body: dict | None = None, text: bool = False):
+    def get(self, path: str, body: dict | None = None):
         """Call Airflow's public REST API (a POST if there is a body). Return its JSON; None if there is no answer yet."""
-        headers = {"Content-Type": "application/json", "Accept": "text/plain" if text else "application/json"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         try:
             if AIRFLOW_3 and not self.token:
@@ -178,8 +178,7 @@ class Deployment:
                 headers["Authorization"] = f"Bearer {self.token}"
             request = urllib.request.Request(self.api + path, data, headers)
             with urllib.request.urlopen(request, timeout=30) as response:
-                content = response.read().decode()
-                return content if text else json.loads(content)
+                return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
