@@ -2,14 +2,13 @@
 ### Start an Airbyte sync and wait for it
 
 `start_airbyte_sync` starts a sync, or joins the one that is running already. `wait_for_airbyte_sync` asks every
-30 seconds how it is, holds no worker in between, and ends as the sync ends. Set these in *Admin*, then trigger:
+30 seconds how it is, holds no worker in between, and ends as the sync ends. Before you trigger it, set in *Admin*:
 
-| | |
-|---|---|
-| Connection `airbyte-api-cloud-connection` | type HTTP, host `https://api.airbyte.com`, no login; self-managed: host `https://<your host>/api/public` |
-| Variable `MY_EXAMPLE_CONNECTION_ID` | the Airbyte connection to sync, unless the run is given another `connection_id` |
-| Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET` | an application's, from Airbyte's *Settings → Account → Applications* |
-| Variable `CLOUD_API_TOKEN` | instead of these two, if you have a token that outlives the sync |
+- the connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
+  (self-managed Airbyte: `https://<your host>/api/public`);
+- the Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`;
+- the Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`, of an application from Airbyte's *Settings → Account →
+  Applications*; or `CLOUD_API_TOKEN`, if you have a token that outlives the sync.
 
 Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer one.
 To wait for the same sync again, clear `wait_for_airbyte_sync`; for a new sync, clear `start_airbyte_sync`.
@@ -38,6 +37,7 @@ try:
 except ImportError:  # HTTP provider before 4.7
     from airflow.providers.http.operators.http import SimpleHttpOperator
 
+# The API is documented at https://reference.airbyte.com
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
 HEADERS = {
     "Accept": "application/json",
@@ -57,7 +57,7 @@ def answer(response, key: str, advice: str = ADVICE, again: tuple = (408, 429)) 
     :raise AirflowFailException: Airbyte refused (3xx, 4xx), and would again; it carries its words and the advice
     :raise RuntimeError: another time may do: 5xx, a status in `again`, or something else than the object
     """
-    status, words = response.status_code, response.text[:1000]
+    request, status, words = response.request, response.status_code, response.text[:1000]
     if status < 300:
         try:
             body = response.json()
@@ -67,9 +67,7 @@ def answer(response, key: str, advice: str = ADVICE, again: tuple = (408, 429)) 
             return body
         words = f"no JSON object with {key}."  # and not a word of it: there may be a token in it
     error = AirflowFailException if 300 <= status < 500 and status not in again else RuntimeError
-    raise error(
-        f"Airbyte answered {response.request.method} {response.request.path_url} with {status}: {words} {advice}"
-    )
+    raise error(f"Airbyte answered {request.method} {request.path_url} with {status}: {words} {advice}")
 
 
 def airbyte_token(variables) -> str:
@@ -92,9 +90,7 @@ def airbyte_token(variables) -> str:
         "grant-type": "client_credentials",
     }
     if not all(client.values()):
-        raise AirflowFailException(
-            "Set the Airflow Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN."
-        )
+        raise AirflowFailException("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     hook = HttpHook("POST", HTTP_CONNECTION)
     response = hook.run("v1/applications/token", json.dumps(client), HEADERS, HTTP_OPTIONS)
     advice = f"Check AIRBYTE_CLIENT_ID, AIRBYTE_CLIENT_SECRET, and the host of {HTTP_CONNECTION}."
@@ -103,10 +99,9 @@ def airbyte_token(variables) -> str:
 
 def airbyte_connection_id(variables, params) -> str:
     """Return the run's `connection_id`, else the Variable's. Raise AirflowFailException where both are blank."""
-    name = "MY_EXAMPLE_CONNECTION_ID"
-    connection_id = (params["connection_id"] or "").strip() or variables.get(name, "").strip()
+    connection_id = (params["connection_id"] or "").strip() or variables.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     if not connection_id:
-        raise AirflowFailException(f"Set the Airflow Variable {name}, or trigger the DAG with a connection_id.")
+        raise AirflowFailException("Set the Variable MY_EXAMPLE_CONNECTION_ID, or trigger with a connection_id.")
     return connection_id
 
 
@@ -129,6 +124,7 @@ def follow_earlier_try(context) -> None:
         job = newest_sync(task, context["var"]["value"])
         # startTime is the time of the job's creation, in whole seconds.
         if job and pendulum.parse(job["startTime"]) >= context["dag_run"].start_date.replace(microsecond=0):
+            task.log.info("An earlier try has started the sync: following its job %s.", job["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job['jobId']}", None
 
 
@@ -145,11 +141,7 @@ def job_id(response, ti, var) -> int:
 
 
 def sync_succeeded(response, ti) -> bool:
-    """
-    Return whether the job has succeeded, and if so leave it (its rows, bytes, duration) in the XCom `job`.
-
-    Raise as `answer` does, and AirflowFailException if the job has failed or was cancelled.
-    """
+    """Return whether the job has succeeded; if so, leave it in the XCom `job`. Raise too if it failed or was cancelled."""
     job = answer(response, "status")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] in ("failed", "cancelled"):
@@ -167,7 +159,14 @@ with DAG(
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], title="Airbyte connection id")},
+    params={
+        "connection_id": Param(
+            "",
+            type=["null", "string"],
+            title="Airbyte connection id",
+            description="The connection to sync. Empty: that of the Variable MY_EXAMPLE_CONNECTION_ID.",
+        )
+    },
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,
@@ -195,7 +194,7 @@ with DAG(
         response_check=sync_succeeded,
         extra_options=HTTP_OPTIONS,
         mode="reschedule",  # Between two pokes it holds no worker slot.
-        poke_interval=30,
+        poke_interval=30,  # POKE
         timeout=24 * 60 * 60,
         silent_fail=True,  # A poke that Airbyte cannot answer is logged, and made again.
         retries=288,  # every 5 minutes for 24 hours: what breaks before a poke (no token, a lost worker) ends no wait

@@ -92,12 +92,12 @@ def ui(home: Path, log: Path, say, port: int = 8080):
         OTHER_CONNECTION_ID: SUCCEEDS,
         FAILING_CONNECTION_ID: ("pending", "running", "failed"),
     }
-    with AirbyteApi(statuses=statuses, job_seconds=20, log=lambda request: say(line(request))) as airbyte, log.open(
+    with AirbyteApi(statuses=statuses, job_seconds=30, log=lambda request: say(line(request))) as airbyte, log.open(
         "w"
     ) as out:
         say(f"A stand-in for Airbyte answers at {airbyte.url}")
         say(f"Starting an Airflow in {home}; its log is {log}")
-        policy = json.dumps({airflow_home.WAIT: {"poke_interval": 5, "retry_delay": 5}})
+        policy = json.dumps({airflow_home.WAIT: {"poke_interval": 15, "retry_delay": 5}})
         with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, free_port(port)) as airflow:
             airflow.get("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             for key, value in (

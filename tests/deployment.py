@@ -166,8 +166,14 @@ class Deployment:
             command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out
         ).stdout
 
-    def get(self, path: str, body: dict | None = None):
-        """Call Airflow's public REST API (a POST if there is a body). Return its JSON; None if there is no answer yet."""
+    def get(self, path: str, body: dict | None = None, method: str | None = None):
+        """
+        Call Airflow's public REST API.
+
+        :param method: by default POST if there is a body, else GET
+        :return: its JSON; None if there is no such thing, or nobody answers yet
+        :raise RuntimeError: for any other answer
+        """
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -176,7 +182,7 @@ class Deployment:
                     self.token = json.load(response)["access_token"]
             if self.token:
                 headers["Authorization"] = f"Bearer {self.token}"
-            request = urllib.request.Request(self.api + path, data, headers)
+            request = urllib.request.Request(self.api + path, data, headers, method=method)
             with urllib.request.urlopen(request, timeout=30) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:

@@ -19,13 +19,13 @@ import urllib.request
 from pathlib import Path
 
 import demo
-from airflow_home import DAG_ID
-from deployment import free_port, process
+from airflow_home import DAG_ID, START, WAIT
+from deployment import Deployment, free_port, process
 
 IMAGES = Path(__file__).resolve().parent.parent / ".github" / "images"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element in the WebDriver protocol
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars --window-size=1280,900"
+    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars --window-size=1500,900"
 )
 
 
@@ -73,26 +73,89 @@ class Browser:
         """Type into the first element."""
         self.call(f"/element/{self.find(xpath)}/value", text=text)
 
-    def shoot(self, path: Path) -> None:
-        """Save what the window shows."""
-        with urllib.request.urlopen(f"{self.url}/screenshot", timeout=60) as response:
-            path.write_bytes(base64.b64decode(json.load(response)["value"]))
+    def shoot(self, path: Path, xpath: str | None = None, height: int | None = None) -> None:
+        """Save what the window shows, or of it an element, or the top of an element."""
+        clip = {}
+        if xpath:
+            argument = {ELEMENT: self.find(xpath)}
+            box = self.call(
+                "/execute/sync", script="return arguments[0].getBoundingClientRect().toJSON()", args=[argument]
+            )
+            clip = {
+                "clip": {
+                    **{key: box[key] for key in ("x", "y", "width")},
+                    "height": height or box["height"],
+                    "scale": 1,
+                }
+            }
+        picture = self.call("/goog/cdp/execute", cmd="Page.captureScreenshot", params={"format": "png", **clip})
+        path.write_bytes(base64.b64decode(picture["data"]))
 
     def close(self) -> None:
         """End the browser."""
         urllib.request.urlopen(urllib.request.Request(self.url, method="DELETE"), timeout=60).close()
 
 
-def tour(airflow, browser: Browser, folder: Path) -> None:
+def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
     """Do what a newcomer does, and take a picture of each step."""
-    dag = f"{airflow.url}/dags/{DAG_ID}"
-    browser.open(dag)
-    browser.find("//button[contains(., 'Trigger')]")
+    dialog = "//div[@role='dialog' and @data-state='open']"
+    field = f"{dialog}//label[contains(., 'Airbyte connection id')]/following::input[1]"
+
+    def trigger(connection_id: str, picture: str | None = None) -> str:
+        """Fill the form and press Trigger, and return the id of the run once it has ended."""
+        before = {run["dag_run_id"] for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]}
+        browser.open(f"{airflow.url}/dags/{DAG_ID}")
+        browser.click("//button[normalize-space()='Trigger']")
+        browser.type(field, connection_id)
+        time.sleep(1)
+        if picture:
+            browser.shoot(folder / picture, dialog)
+        browser.click(f"{dialog}//button[normalize-space()='Trigger']")
+
+        def new() -> list[str]:
+            return [
+                run["dag_run_id"]
+                for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]
+                if run["dag_run_id"] not in before
+            ]
+
+        run_id = airflow.wait_for(new, "the run")[0]
+        print(run_id, connection_id, airflow.end_of(run_id), flush=True)
+        return run_id
+
+    browser.open(f"{airflow.url}/dags/{DAG_ID}")
+    browser.click("//button[@aria-label='Dag Docs']")
+    browser.find(f"{dialog}//*[contains(., 'Start an Airbyte sync')]")
+    time.sleep(1)
+    browser.shoot(folder / "documentation.png", dialog)
+
+    good = trigger(demo.OTHER_CONNECTION_ID, "trigger.png")
+    bad = trigger(demo.FAILING_CONNECTION_ID)
+    for run_id, picture in ((good, "log.png"), (bad, "log-of-a-failure.png")):
+        browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
+        browser.find("//*[contains(text(), 'Airbyte job')]")
+        time.sleep(2)
+        browser.shoot(folder / picture, "//*[contains(text(), 'Task Tries')]/..")
+    browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{good}")
+    browser.click("//button[contains(@aria-label, 'Show Graph')]")
+    browser.find(f"//*[contains(@class, 'react-flow')]//*[contains(., '{START}')]")
     time.sleep(3)
-    browser.shoot(folder / "dag.png")
-    browser.click("//button[contains(., 'Trigger')]")
-    time.sleep(3)
-    browser.shoot(folder / "trigger.png")
+    browser.shoot(folder / "graph.png", "//*[contains(@class, 'react-flow')]")
+
+    airflow.get(
+        f"/connections/{demo.HTTP_CONNECTION}?update_mask=host",
+        {"connection_id": demo.HTTP_CONNECTION, "conn_type": "http", "host": "https://api.airbyte.com"},
+        "PATCH",
+    )
+    browser.open(f"{airflow.url}/connections")
+    browser.click("//button[@aria-label='Edit Connection']")
+    browser.find(f"{dialog}//*[contains(., 'Standard Fields')]")
+    time.sleep(2)
+    browser.shoot(folder / "connection.png", dialog, 680)
+    browser.open(f"{airflow.url}/variables")
+    browser.find("//*[contains(text(), 'MY_EXAMPLE_CONNECTION_ID')]")
+    time.sleep(1)
+    browser.shoot(folder / "variables.png", "//table")
 
 
 def main() -> None:

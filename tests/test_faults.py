@@ -117,7 +117,7 @@ ROWS = [
     Row("start silent", SUCCESS, "Read timed out", 2, faults={"start": ["silence"]}, policy=SHORT),
     Row("start silent, but the job was made", SUCCESS, posts=None, faults={"start": ["silence after"]}, policy=SHORT),
     *(
-        Row(f"start {fault}, and the job ends before the retry", SUCCESS, "", 1, retries=True,
+        Row(f"start {fault}, and the job ends before the retry", SUCCESS, "following its job 1001", 1, retries=True,
             faults={"start": [f"{fault} after"], "list": ["ended"]}, policy=SHORT)
         for fault in ("reset", "silence", "503", "html")
     ),
@@ -161,13 +161,13 @@ ROWS = [
     # -- what the user has set, or not ----------------------------------------------------------------------------
     *(
         Row(f"{name.rpartition('_')[2].lower()} of the client {how}", START_FAILS,
-            "Set the Airflow Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN", 0, 0,
+            "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN", 0, 0,
             variables={name: value})
         for name in VARIABLES
         for how, value in (("missing", None), ("blank", " \n"))
     ),
     *(
-        Row(f"no connection id: {value!r}", START_FAILS, "Set the Airflow Variable MY_EXAMPLE_CONNECTION_ID", 0, 0,
+        Row(f"no connection id: {value!r}", START_FAILS, "Set the Variable MY_EXAMPLE_CONNECTION_ID", 0, 0,
             variables={"AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": value})
         for value in (None, "", " \n")
     ),
