@@ -36,7 +36,9 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "deployment: runs a real scheduler for minutes; only with -m deployment")
+    config.addinivalue_line(
+        "markers", "deployment: takes minutes, with a real scheduler or in an image's place; only with -m deployment"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

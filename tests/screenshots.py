@@ -73,21 +73,16 @@ class Browser:
         """Type into the first element."""
         self.call(f"/element/{self.find(xpath)}/value", text=text)
 
-    def shoot(self, path: Path, xpath: str | None = None, height: int | None = None) -> None:
-        """Save what the window shows, or of it an element, or the top of an element."""
+    def shoot(self, path: Path, xpath: str | None = None, width: int | None = None, height: int | None = None) -> None:
+        """Save what the window shows, or an element of it, or so much from an element's top left."""
         clip = {}
         if xpath:
             argument = {ELEMENT: self.find(xpath)}
             box = self.call(
                 "/execute/sync", script="return arguments[0].getBoundingClientRect().toJSON()", args=[argument]
             )
-            clip = {
-                "clip": {
-                    **{key: box[key] for key in ("x", "y", "width")},
-                    "height": height or box["height"],
-                    "scale": 1,
-                }
-            }
+            box.update({key: size for key, size in (("width", width), ("height", height)) if size})
+            clip = {"clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1}}
         picture = self.call("/goog/cdp/execute", cmd="Page.captureScreenshot", params={"format": "png", **clip})
         path.write_bytes(base64.b64decode(picture["data"]))
 
@@ -126,21 +121,21 @@ def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
     browser.open(f"{airflow.url}/dags/{DAG_ID}")
     browser.click("//button[@aria-label='Dag Docs']")
     browser.find(f"{dialog}//*[contains(., 'Start an Airbyte sync')]")
-    time.sleep(1)
-    browser.shoot(folder / "documentation.png", dialog)
 
     good = trigger(demo.OTHER_CONNECTION_ID, "trigger.png")
     bad = trigger(demo.FAILING_CONNECTION_ID)
-    for run_id, picture in ((good, "log.png"), (bad, "log-of-a-failure.png")):
+    for run_id, picture, height in ((good, "log.png", 535), (bad, "log-of-a-failure.png", 355)):
         browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
-        browser.find("//*[contains(text(), 'Airbyte job')]")
+        browser.find("//div[contains(., 'Airbyte job')]")
         time.sleep(2)
-        browser.shoot(folder / picture, "//*[contains(text(), 'Task Tries')]/..")
+        browser.type("//body", "w")  # the key that wraps the lines of a log
+        time.sleep(1)
+        browser.shoot(folder / picture, "//*[text()='Operator']", 1110, height)
     browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{good}")
     browser.click("//button[contains(@aria-label, 'Show Graph')]")
     browser.find(f"//*[contains(@class, 'react-flow')]//*[contains(., '{START}')]")
     time.sleep(3)
-    browser.shoot(folder / "graph.png", "//*[contains(@class, 'react-flow')]")
+    browser.shoot(folder / "graph.png", "//*[contains(@class, 'react-flow__node ')]", 680, 122)
 
     airflow.get(
         f"/connections/{demo.HTTP_CONNECTION}?update_mask=host",
@@ -151,7 +146,7 @@ def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
     browser.click("//button[@aria-label='Edit Connection']")
     browser.find(f"{dialog}//*[contains(., 'Standard Fields')]")
     time.sleep(2)
-    browser.shoot(folder / "connection.png", dialog, 680)
+    browser.shoot(folder / "connection.png", dialog, height=560)
     browser.open(f"{airflow.url}/variables")
     browser.find("//*[contains(text(), 'MY_EXAMPLE_CONNECTION_ID')]")
     time.sleep(1)

@@ -231,6 +231,7 @@ def test_fault(run, row, request):
         assert result.job["jobId"] == result.job_id == airbyte.jobs[-1]["id"]
     if row.conf and row.posts:
         assert airbyte.calls("start")[0]["body"]["connectionId"] == row.conf["connection_id"]
+    assert all(request["query"] == {} for request in airbyte.calls("poll"))
     # Once the sensor knows the end, nothing more is asked. (A retry of the start may have seen it before.)
     ends = [request for request in airbyte.calls("poll") if request["status"] in ENDED]
     assert len(ends) <= 1 + row.retries

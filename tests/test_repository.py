@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DAG = (ROOT / "dags" / "airbyte_api_sync_demo.py").read_text()
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
+NOBODY = 65534
+TESTS_IN_THE_IMAGE = ("tests/test_dag.py", "tests/test_sync.py", "tests/test_secrets.py")
 VARIABLES = {"MY_EXAMPLE_CONNECTION_ID", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET", "CLOUD_API_TOKEN"}
 
 
@@ -119,3 +124,38 @@ def test_the_environment_is_not_taken_into_the_image():
     assert "airflow_settings.yaml" not in read(".gitignore")
     for name in (".env", "plugins/", "include/", "airflow.db", "logs/"):
         assert name in read(".gitignore").splitlines()
+
+
+@pytest.mark.deployment
+def test_passes_where_astro_dev_pytest_runs_it(tmp_path):
+    """The image's folder: another user's, AIRFLOW_HOME itself, `.env` around it, no database, no ignored files."""
+    project = tmp_path / "airflow"
+    ignored = shutil.ignore_patterns(*(line.replace("**/", "") for line in read(".dockerignore").splitlines()))
+    shutil.copytree(ROOT, project, ignore=ignored)
+    environ = {
+        **os.environ,
+        "AIRFLOW_HOME": str(project),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
+        "AIRFLOW_VAR_CLOUD_API_TOKEN": "from-dot-env",
+        "AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": "from-dot-env",
+        "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION": '{"conn_type": "http", "host": "https://api.airbyte.com"}',
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS_IN_THE_IMAGE]
+    options = {}
+    if os.geteuid() == 0 and sys.version_info >= (3, 9):
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        for parent in tmp_path.parents[:2]:  # which pytest made for its own user alone
+            parent.chmod(0o755)
+        options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        try:
+            subprocess.run([sys.executable, "-c", ""], check=True, env=environ, **options)
+        except (OSError, subprocess.CalledProcessError):
+            options = {}  # this Python lies where nobody else may read
+    before = {path.name for path in project.iterdir()}
+    tests = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, **options)
+    assert tests.returncode == 0, tests.stdout[-3000:]
+    assert " passed" in tests.stdout
+    assert {path.name for path in project.iterdir()} == before
