@@ -194,7 +194,7 @@ with DAG(
         response_check=sync_succeeded,
         extra_options=HTTP_OPTIONS,
         mode="reschedule",  # Between two pokes it holds no worker slot.
-        poke_interval=30,  # POKE
+        poke_interval=30,  # A poke costs a CPU second: 3 % of a core a sync, and the run ends 15 s late on average.
         timeout=24 * 60 * 60,
         silent_fail=True,  # A poke that Airbyte cannot answer is logged, and made again.
         retries=288,  # every 5 minutes for 24 hours: what breaks before a poke (no token, a lost worker) ends no wait

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -28,19 +30,16 @@ def start(tmp_path):
         "TMPDIR": str(tmp_path),
     }
 
-    def start(tests: Path = TESTS) -> subprocess.Popen:
-        command = [sys.executable, str(tests / "demo.py")]
+    def start(*arguments: str, tests: Path = TESTS) -> subprocess.Popen:
+        command = [sys.executable, str(tests / "demo.py"), *arguments]
         return subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE)
 
     yield start
     assert list((tmp_path / "somebodys_airflow").iterdir()) == []
     assert [path for path in tmp_path.glob("airflow-home-*") if path.is_dir()] == []
-    assert not any(str(tmp_path) in process for process in processes())
-
-
-def processes() -> list[str]:
-    """Return the command lines of all processes."""
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+    assert [
+        process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])
+    ] == []
 
 
 def test_shows_a_sync_from_start_to_end(start, tmp_path):
@@ -60,7 +59,7 @@ def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
         shutil.copytree(TESTS.parent / folder, tmp_path / "copy" / folder)
     with (tmp_path / "copy" / "dags" / "airbyte_api_sync_demo.py").open("a") as dag:
         dag.write("\nraise RuntimeError('broken')\n")
-    demo = start(tmp_path / "copy" / "tests")
+    demo = start(tests=tmp_path / "copy" / "tests")
     shown = demo.communicate(timeout=180)[0]
     assert demo.returncode == 1, shown
     assert "says why" in shown.splitlines()[-1]
@@ -74,3 +73,16 @@ def test_ctrl_c_ends_everything(start):
     demo.send_signal(signal.SIGINT)
     demo.communicate(timeout=30)
     assert demo.returncode == 130
+
+
+@pytest.mark.deployment
+def test_the_ui_is_there_until_ctrl_c(start):
+    demo = start("--ui")
+    url = next(line.strip() for line in demo.stdout if re.search(r"^ +http://127.0.0.1:\d+/dags/", line))
+    with urllib.request.urlopen(url, timeout=30) as page:
+        assert page.status == 200
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=5)

@@ -149,7 +149,7 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(airflow, airbyte):
     log = airflow.get(f"/dags/{DAG_ID}/dagRuns/{refused}/taskInstances/{START}/logs/1")
     assert "with 401" in json.dumps(log)
 
-    answers = [airflow.get("/variables")]
+    answers = [airflow.get("/variables")] if AIRFLOW_3 else []  # The API of Airflow 2 shows Variables as they are.
     for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]:
         for task_id, task in airflow.tasks(run["dag_run_id"]).items():
             path = f"/dags/{DAG_ID}/dagRuns/{run['dag_run_id']}/taskInstances/{task_id}"

@@ -90,6 +90,8 @@ ROWS = [
     *(Row(f"poll {status}", SUCCESS, f"with {status}", faults={"poll": [status]}) for status in TRANSIENT),
     # -- 409 ------------------------------------------------------------------------------------------------------
     Row("a sync is already running", SUCCESS, "already running: waiting for its job 1001", 1, 0, before=(RUNNING,)),
+    Row("a sync is already running, after others", SUCCESS, "waiting for its job 1002", 1, 0,
+        before=({"age": 200, "statuses": ("failed",)}, RUNNING)),
     Row("the sync that is already running fails", WAIT_FAILS, "job 1001 failed", 1, 0,
         before=({"age": 9, "statuses": ("running", "running", "failed")},)),
     Row("409, but the job was made", SUCCESS, "already running", 1, faults={"start": ["409 after"]}),
