@@ -107,7 +107,7 @@ def airbyte_connection_id(variables, params) -> str:
 
 def newest_sync(task, variables) -> dict | None:
     """Return the newest sync job of the Airbyte connection that the task syncs, if any. Raise as `answer` does."""
-    query = {"jobType": "sync", "orderBy": "createdAt|DESC", "limit": 1, **json.loads(task.data)}
+    query = {**json.loads(task.data), "orderBy": "createdAt|DESC", "limit": 1}  # data: its connectionId and jobType
     headers = {**HEADERS, "Authorization": f"Bearer {airbyte_token(variables)}"}
     response = HttpHook("GET", HTTP_CONNECTION).run("v1/jobs", query, headers, HTTP_OPTIONS)
     return next(iter(answer(response, "data")["data"]), None)

@@ -81,7 +81,7 @@ class AirbyteApi(ThreadingHTTPServer):
     :param faults: what the n-th call meets, for each of the calls `token`, `start`, `poll` and `list`:
         None, or a status ("503"), a key of GATEWAY ("html"), "reset" (of the connection), "silence" (no answer
         comes); each may be followed by " after": the call is carried out first, so that its job is made.
-        "stale" lets all tokens expire before the call, "ended" all jobs end.
+        "stale" lets all tokens expire, and "ended" all jobs end, before the call is carried out, or after.
     :param statuses: what a job goes through, by the id of its connection; these are the connections there are
     :param job_seconds: how long a job takes; without it, a job goes on by one status whenever it is asked for
     :param token_seconds: how long a token lives
@@ -299,15 +299,17 @@ class Handler(BaseHTTPRequestHandler):
         with airbyte.lock:
             airbyte.requests.append(request)
             fault, _, after = airbyte.next_fault(request["call"]).partition(" ")
+            if not fault or after:
+                request["answer"], text = self.carry_out(request)
             if fault == "stale":
                 airbyte.tokens.clear()
             elif fault == "ended":
                 for job in airbyte.jobs:
                     job["step"] = len(job["statuses"]) - 1
             if fault in ("stale", "ended"):
+                if not after:
+                    request["answer"], text = self.carry_out(request)
                 fault = ""
-            if not fault or after:
-                request["answer"], text = self.carry_out(request)
             if fault in ("reset", "silence"):
                 request["answer"], text = fault, ""
             elif fault:
