@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from random import Random
 from typing import NamedTuple
 
 import pytest
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, ENDED, PROBLEMS, AirbyteApi
 from airflow_home import AIRFLOW_VERSION, START, WAIT
+from deployment import free_port
 
 CONNECTION = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
 VARIABLES = "AIRFLOW_VAR_AIRBYTE_CLIENT_ID", "AIRFLOW_VAR_AIRBYTE_CLIENT_SECRET"
@@ -57,13 +57,6 @@ def words(status: str) -> str:
 def http_connection(**changes) -> dict:
     """Return the environment variable of the HTTP connection with these changes."""
     return {CONNECTION: json.dumps({"conn_type": "http", **changes})}
-
-
-def closed_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 # fmt: off
@@ -219,7 +212,7 @@ def test_fault(run, row, request):
         if row.host == "login":
             variables.update(http_connection(host=airbyte.url, login=CLIENT_ID, password=CLIENT_SECRET))
         elif row.host == "closed":
-            variables.update(http_connection(host=f"http://127.0.0.1:{closed_port()}"))
+            variables.update(http_connection(host=f"http://127.0.0.1:{free_port()}"))
         host = row.host.format(url=airbyte.url, root=airbyte.url[: -len(row.base_path) or None])
         result = run(host, conf=row.conf, variables=variables, policy=policy)
 
