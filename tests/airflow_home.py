@@ -72,7 +72,7 @@ def create(home: Path, environ: dict[str, str], **streams) -> None:
     """Make the Airflow in `home`: its database, and the policy. Raise CalledProcessError if Airflow cannot."""
     (home / "config").mkdir()
     (home / "config" / "airflow_local_settings.py").write_text(POLICY)
-    subprocess.run(["airflow", "db", "migrate"], env=environ, check=True, **streams)
+    subprocess.run(["airflow", "db", "migrate"], env=environ, cwd=home, check=True, **streams)
 
 
 def load_dag():

@@ -24,7 +24,7 @@ from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, Airby
 
 try:
     import airflow_home
-    from deployment import Deployment, free_port, process
+    from deployment import Deployment, free_port, kill_processes_in, process
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
@@ -66,6 +66,7 @@ def run_once(home: Path, log: Path, say) -> int:
         environ = {
             **airflow_home.environment(home),
             **airflow_home.settings(airbyte.url),
+            "PYTHONPATH": str(Path(__file__).resolve().parent),
             "TASK_POLICY": json.dumps({airflow_home.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
         }
         streams = {"stdout": out, "stderr": subprocess.STDOUT}
@@ -73,7 +74,7 @@ def run_once(home: Path, log: Path, say) -> int:
         say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
         result = home / "result.json"
         command = [sys.executable, "-c", RUN, str(result)]
-        with process(command, env=environ, cwd=Path(__file__).parent, **streams) as run:
+        with process(command, env=environ, cwd=home, **streams) as run:
             run.wait()
         outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
     if outcome["state"] != "success":
@@ -141,12 +142,18 @@ def main() -> int:
         say(f"Airflow could not be set up: {log} says why")
         return 1
     finally:
+        kill_processes_in(home)
         shutil.rmtree(home, ignore_errors=True)
 
 
+def stop(number: int, frame) -> None:
+    """End the demo for Ctrl-C or SIGTERM. Another one must not stop the tidying up."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    sys.exit(main())

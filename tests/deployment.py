@@ -16,7 +16,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import airflow_home
@@ -56,6 +56,27 @@ def end(child: subprocess.Popen, *signals: signal.Signals) -> None:
         except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             pass
     child.wait()
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Return all processes that work in a folder or below it. (Some overwrite their command line and environment.)"""
+    folder, found = folder.resolve(), []
+    for candidate in psutil.process_iter():
+        try:
+            if folder in (Path(candidate.cwd()), *Path(candidate.cwd()).parents):
+                found.append(candidate)
+        except (psutil.Error, OSError):
+            pass
+    return found
+
+
+def kill_processes_in(folder: Path) -> None:
+    """Kill all processes that work in a folder: orphans, and what a signal left without an owner as it started."""
+    while found := processes_in(folder):
+        for orphan in found:
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
+        psutil.wait_procs(found)
 
 
 class Deployment:
@@ -127,20 +148,11 @@ class Deployment:
 
     def __exit__(self, *exc_info) -> None:
         self.stack.close()
-        for orphan in self.running():  # of a scheduler that was killed
-            orphan.kill()
-            orphan.wait()
+        kill_processes_in(self.home)  # of a scheduler that was killed
 
     def running(self) -> list[psutil.Process]:
-        """Return all processes of this Airflow: those that work in its home. (Some overwrite their environment.)"""
-        found = []
-        for candidate in psutil.process_iter():
-            try:
-                if candidate.cwd() == str(self.home):
-                    found.append(candidate)
-            except (psutil.Error, OSError):
-                pass
-        return found
+        """Return all processes of this Airflow."""
+        return processes_in(self.home)
 
     def process_of(self, port: int) -> psutil.Process:
         """Return the process that has a connection to the stand-in from this port."""

@@ -11,8 +11,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
+from deployment import processes_in
 
 TESTS = Path(__file__).resolve().parent
 
@@ -37,9 +37,7 @@ def start(tmp_path):
     yield start
     assert list((tmp_path / "somebodys_airflow").iterdir()) == []
     assert [path for path in tmp_path.glob("airflow-home-*") if path.is_dir()] == []
-    assert [
-        process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])
-    ] == []
+    assert processes_in(tmp_path) == []
 
 
 def test_shows_a_sync_from_start_to_end(start, tmp_path):
@@ -65,12 +63,12 @@ def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
     assert "says why" in shown.splitlines()[-1]
 
 
-def test_ctrl_c_ends_everything(start):
+@pytest.mark.parametrize("moment", ["Setting up an Airflow", "Running the DAG", "POST /v1/jobs"])
+def test_ctrl_c_ends_everything_at_any_moment(start, moment):
     demo = start()
-    for line in demo.stdout:
-        if "Running the DAG" in line:
-            break
+    next(line for line in demo.stdout if moment in line)
     demo.send_signal(signal.SIGINT)
+    demo.send_signal(signal.SIGINT)  # of an impatient user
     demo.communicate(timeout=30)
     assert demo.returncode == 130
 
