@@ -81,8 +81,7 @@ def airbyte_token(variables) -> str:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
-    token = "".join(variables.get("CLOUD_API_TOKEN", "").split())
-    if token:
+    if token := "".join(variables.get("CLOUD_API_TOKEN", "").split()):
         return token
     client = {
         "client_id": variables.get("AIRBYTE_CLIENT_ID", "").strip(),
@@ -91,9 +90,8 @@ def airbyte_token(variables) -> str:
     }
     if not all(client.values()):
         raise AirflowFailException("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
-    hook = HttpHook("POST", HTTP_CONNECTION)
-    response = hook.run("v1/applications/token", json.dumps(client), HEADERS, HTTP_OPTIONS)
     advice = f"Check AIRBYTE_CLIENT_ID, AIRBYTE_CLIENT_SECRET, and the host of {HTTP_CONNECTION}."
+    response = HttpHook("POST", HTTP_CONNECTION).run("v1/applications/token", json.dumps(client), HEADERS, HTTP_OPTIONS)
     return answer(response, "access_token", advice)["access_token"]
 
 

@@ -159,6 +159,11 @@ class AirbyteApi(ThreadingHTTPServer):
         self.jobs.append(job)
         return job
 
+    def end_jobs(self) -> None:
+        """Let every job reach its last status."""
+        for job in self.jobs:
+            job["step"] = len(job["statuses"]) - 1
+
     def status(self, job: dict) -> str:
         """Return the job's status now. A job that has ended stays so."""
         last = len(job["statuses"]) - 1
@@ -299,20 +304,16 @@ class Handler(BaseHTTPRequestHandler):
         with airbyte.lock:
             airbyte.requests.append(request)
             fault, _, after = airbyte.next_fault(request["call"]).partition(" ")
-            if not fault or after:
+            event = {"stale": airbyte.tokens.clear, "ended": airbyte.end_jobs}.get(fault)
+            if event and not after:
+                event()
+            if event or after or not fault:
                 request["answer"], text = self.carry_out(request)
-            if fault == "stale":
-                airbyte.tokens.clear()
-            elif fault == "ended":
-                for job in airbyte.jobs:
-                    job["step"] = len(job["statuses"]) - 1
-            if fault in ("stale", "ended"):
-                if not after:
-                    request["answer"], text = self.carry_out(request)
-                fault = ""
-            if fault in ("reset", "silence"):
+            if event and after:
+                event()
+            elif fault in ("reset", "silence"):
                 request["answer"], text = fault, ""
-            elif fault:
+            elif fault and not event:
                 request["answer"], text = int(fault) if fault.isdigit() else 200, GATEWAY.get(fault)
                 text = Refused(int(fault)).text if text is None else text
         airbyte.log({**request, "text": text})

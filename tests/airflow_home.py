@@ -75,6 +75,16 @@ def create(home: Path, environ: dict[str, str], **streams) -> None:
     subprocess.run(["airflow", "db", "migrate"], env=environ, cwd=home, check=True, **streams)
 
 
+def files(home: Path) -> dict[str, bytes]:
+    """Return all that the Airflow in `home` has kept, by file: logs, database, and the rest."""
+    return {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+def leaks(kept: dict[str, bytes], secrets: list[str]) -> set[tuple[str, str]]:
+    """Return which secret is where in what was kept."""
+    return {(name, secret) for name, content in kept.items() for secret in secrets if secret.encode() in content}
+
+
 def load_dag():
     """Return the DAG as Airflow loads it from its dags folder. Raise ImportError with what Airflow says of the file."""
     try:

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, AirbyteApi
-from airflow_home import AIRFLOW_VERSION, DAG_ID, START, WAIT
+from airflow_home import AIRFLOW_VERSION, DAG_ID, START, WAIT, files, leaks
 from deployment import AIRFLOW_3, Deployment
 
 pytestmark = [
@@ -156,12 +156,10 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(airflow, airbyte):
             answers += [task, airflow.get(f"{path}/xcomEntries")]
             answers += [airflow.get(f"{path}/xcomEntries/{entry['key']}") for entry in answers[-1]["xcom_entries"]]
             answers += [airflow.get(f"{path}/logs/{number}") for number in range(1, task["try_number"] + 1)]
-    kept = {"the REST API": json.dumps(answers).encode()}
-    kept.update({str(path): path.read_bytes() for path in airflow.home.rglob("*") if path.is_file()})
+    kept = {"the REST API": json.dumps(answers).encode(), **files(airflow.home)}
     assert any(START in name for name in kept), "the logs are among what is searched"
     assert b"Authorization" in kept["the REST API"], "the rendered fields are among what is searched"
 
     secrets = [CLIENT_ID, CLIENT_SECRET, STALE_TOKEN, *airbyte.tokens]
     assert len(secrets) > 6
-    leaks = {(name, secret) for name, content in kept.items() for secret in secrets if secret.encode() in content}
-    assert leaks == set()
+    assert leaks(kept, secrets) == set()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pytest
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, ENDED, PROBLEMS, AirbyteApi
 from airflow_home import AIRFLOW_VERSION, START, WAIT
-from deployment import free_port
 
 CONNECTION = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
 VARIABLES = "AIRFLOW_VAR_AIRBYTE_CLIENT_ID", "AIRFLOW_VAR_AIRBYTE_CLIENT_SECRET"
@@ -26,6 +25,7 @@ TRANSIENT = ("408", "429", "500", "502", "503", "504")
 REFUSALS = ("400", "401", "403", "404", "422")
 NOT_A_JOB = ("html", "list", "empty", "keyless", "null")
 ALWAYS = 99
+COUNTED = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
 SHORT = {task: {"extra_options": {"timeout": 0.5}} for task in (START, WAIT)}
 RUNNING = {"age": 100, "statuses": ("running", "running", "succeeded")}
 
@@ -42,6 +42,7 @@ class Row(NamedTuple):
     statuses: tuple = ("running", "succeeded")
     before: tuple = ()  # jobs that somebody else has started
     host: str = "{url}"
+    login: dict = {}
     base_path: str = ""
     conf: dict | None = None
     variables: dict = {}
@@ -52,11 +53,6 @@ class Row(NamedTuple):
 def words(status: str) -> str:
     """Return what Airbyte or its gateway says with a status."""
     return PROBLEMS[int(status)][1] if int(status) in PROBLEMS else ""
-
-
-def http_connection(**changes) -> dict:
-    """Return the environment variable of the HTTP connection with these changes."""
-    return {CONNECTION: json.dumps({"conn_type": "http", **changes})}
 
 
 # fmt: off
@@ -175,8 +171,9 @@ ROWS = [
         conf={"connection_id": "00000000-0000-4000-8000-000000000000"}),
     Row("no HTTP connection", START_FAILS, "Create the Airflow connection airbyte-api-cloud-connection", 0, 0,
         variables={CONNECTION: None}),
-    Row("a login on the HTTP connection", START_FAILS, "no login", 1, 0, host="login"),
-    Row("a host that nobody listens at", START_FAILS, "Connection refused", 0, 0, host="closed"),
+    Row("a login on the HTTP connection", START_FAILS, "no login", 1, 0,
+        login={"login": CLIENT_ID, "password": CLIENT_SECRET}),
+    Row("a host that nobody listens at", START_FAILS, "Connection refused", 0, 0, host="http://127.0.0.1:1"),
     Row("a host without its path", START_FAILS, "the host of airbyte-api-cloud-connection", 0, 0,
         base_path="/api/public", host="{root}"),
     Row("a host with /v1 too much", START_FAILS, "/v1/v1/applications/token with 404", 0, 0, host="{url}/v1"),
@@ -197,24 +194,19 @@ def test_fault(run, row, request):
     slow = (3, 0) <= AIRFLOW_VERSION < (3, 2) and not request.config.getoption("every_row")
     if slow and FIRST_OF_KIND[kind(row)] is not row:
         pytest.skip("dag.test() takes seconds for a task here: one row of a kind, unless with --every-row")
-    counted = AIRFLOW_VERSION >= (2, 10)
-    if row.retries and not counted:
+    if row.retries and not COUNTED:
         pytest.skip("before Airflow 2.10, dag.test() does not count tries")
     policy = {START: {"retries": 3}, WAIT: {}}
     if row.tasks == START_FAILS:
-        policy[START]["retries"] = 1 if counted else 0  # it would retry for ever
+        policy[START]["retries"] = 1 if COUNTED else 0  # it would retry for ever
     for task_id, changes in row.policy.items():
         policy[task_id].update(changes)
     with AirbyteApi(row.faults, {CONNECTION_ID: row.statuses}, base_path=row.base_path) as airbyte:
         for job in row.before:
             airbyte.add_job(**job)
-        variables = dict(row.variables)
-        if row.host == "login":
-            variables.update(http_connection(host=airbyte.url, login=CLIENT_ID, password=CLIENT_SECRET))
-        elif row.host == "closed":
-            variables.update(http_connection(host=f"http://127.0.0.1:{free_port()}"))
         host = row.host.format(url=airbyte.url, root=airbyte.url[: -len(row.base_path) or None])
-        result = run(host, conf=row.conf, variables=variables, policy=policy)
+        connection = {CONNECTION: json.dumps({"conn_type": "http", "host": host, **row.login})}
+        result = run(host, conf=row.conf, variables={**connection, **row.variables}, policy=policy)
 
     assert result.tasks == row.tasks, result.log[-3000:]
     assert row.says in result.log
@@ -243,16 +235,15 @@ def draw(seed: int) -> Row:
         for call in ("token", "start", "poll", "list")
     }
     faults["token"] += ["stale"] * random.randrange(3)
-    if AIRFLOW_VERSION >= (2, 10):  # Before, a retry does not know that it is one in dag.test().
+    if COUNTED:  # else no sync may end before a retry
         faults["list"] += ["ended"] * random.randrange(3)
     if random.random() < 0.3:
         faults[random.choice([*faults])].append(random.choice(REFUSALS))
     for schedule in faults.values():
         random.shuffle(schedule)
     last = random.choice(ENDED)
-    statuses = [
-        random.choice(("pending", "queued", "running", "incomplete", "unheard_of")) for _ in range(random.randrange(5))
-    ]
+    going_on = ("pending", "queued", "running", "incomplete", "unheard_of")
+    statuses = random.choices(going_on, k=random.randrange(0 if COUNTED else 1, 5))
     before = random.choice([(), (), (RUNNING,), ({"age": 60, "statuses": (last,)},), ({**RUNNING, "kind": "reset"},)])
     return Row(f"seed {seed}", {}, faults=faults, statuses=(*statuses, last), before=before)
 
