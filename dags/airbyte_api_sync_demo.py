@@ -7,8 +7,8 @@
 - the connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
   (self-managed Airbyte: `https://<your host>/api/public`);
 - the Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`;
-- the Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`, of an application from Airbyte's *Settings → Account →
-  Applications*; or `CLOUD_API_TOKEN`, if you have a token that outlives the sync.
+- the Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`, of an application (in Airbyte: *Settings → Account →
+  Applications*); or `CLOUD_API_TOKEN`, if you have a token that outlives the sync.
 
 Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer one.
 To wait for the same sync again, clear `wait_for_airbyte_sync`; for a new sync, clear `start_airbyte_sync`.
@@ -39,11 +39,8 @@ except ImportError:  # HTTP provider before 4.7
 
 # The API is documented at https://reference.airbyte.com
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
-HEADERS = {
-    "Accept": "application/json",
-    "Content-Type": "application/json",
-    "User-Agent": "airbyte_api_sync_demo (Apache Airflow)",  # Airbyte Cloud turns away who has none.
-}
+# Airbyte Cloud turns away a request without a User-Agent of its own.
+HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 # Every answer goes to the functions below. A redirect is one: followed, it would turn the POST into a GET.
 HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}
 ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
@@ -83,15 +80,13 @@ def airbyte_token(variables) -> str:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
     if token := "".join(variables.get("CLOUD_API_TOKEN", "").split()):
         return token
-    client = {
-        "client_id": variables.get("AIRBYTE_CLIENT_ID", "").strip(),
-        "client_secret": variables.get("AIRBYTE_CLIENT_SECRET", "").strip(),
-        "grant-type": "client_credentials",
-    }
-    if not all(client.values()):
+    client_id = variables.get("AIRBYTE_CLIENT_ID", "").strip()
+    client_secret = variables.get("AIRBYTE_CLIENT_SECRET", "").strip()
+    if not (client_id and client_secret):
         raise AirflowFailException("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     advice = f"Check AIRBYTE_CLIENT_ID, AIRBYTE_CLIENT_SECRET, and the host of {HTTP_CONNECTION}."
-    response = HttpHook("POST", HTTP_CONNECTION).run("v1/applications/token", json.dumps(client), HEADERS, HTTP_OPTIONS)
+    client = json.dumps({"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"})
+    response = HttpHook("POST", HTTP_CONNECTION).run("v1/applications/token", client, HEADERS, HTTP_OPTIONS)
     return answer(response, "access_token", advice)["access_token"]
 
 
@@ -139,7 +134,7 @@ def job_id(response, ti, var) -> int:
 
 
 def sync_succeeded(response, ti) -> bool:
-    """Return whether the job has succeeded; if so, leave it in the XCom `job`. Raise too if it failed or was cancelled."""
+    """Return whether the job has succeeded, and leave it in the XCom `job`. Raise also if it failed or was cancelled."""
     job = answer(response, "status")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] in ("failed", "cancelled"):

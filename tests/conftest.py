@@ -97,7 +97,7 @@ def run(monkeypatch, capfd):
         for name, value in {**airflow_home.settings(host), **(variables or {})}.items():
             monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
         hasty = {"retry_delay": 0, "max_retry_delay": 1e-6}
-        tasks = {airflow_home.START: {**hasty}, airflow_home.WAIT: {**hasty, "poke_interval": 0}}
+        tasks = {airflow_home.START: {**hasty}, airflow_home.WAIT: {**hasty, "poke_interval": 0, "timeout": 120}}
         for task_id, changes in (policy or {}).items():
             tasks[task_id].update(changes)
         monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))

@@ -24,7 +24,7 @@ from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, Airby
 
 try:
     import airflow_home
-    from deployment import Deployment, free_port, kill_processes_in, process
+    from deployment import Deployment, free_port, kill_processes_in
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
@@ -74,8 +74,7 @@ def run_once(home: Path, log: Path, say) -> int:
         say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
         result = home / "result.json"
         command = [sys.executable, "-c", RUN, str(result)]
-        with process(command, env=environ, cwd=home, **streams) as run:
-            run.wait()
+        subprocess.run(command, env=environ, cwd=home, **streams)
         outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
     if outcome["state"] != "success":
         say(f"The run has ended as {outcome['state']}: {log} says why")

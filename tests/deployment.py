@@ -76,7 +76,7 @@ def kill_processes_in(folder: Path) -> None:
         for orphan in found:
             with suppress(psutil.NoSuchProcess):
                 orphan.kill()
-        psutil.wait_procs(found)
+        psutil.wait_procs(found, timeout=10)  # Where nobody reaps orphans they stay, as zombies.
 
 
 class Deployment:

@@ -199,6 +199,8 @@ def test_fault(run, row, request):
     policy = {START: {"retries": 3}, WAIT: {}}
     if row.tasks == START_FAILS:
         policy[START]["retries"] = 1 if COUNTED else 0  # it would retry for ever
+    if set(row.faults) == {"poll"} and AIRFLOW_VERSION != (3, 0):  # whose dag.test() itself fails every other poke
+        policy[WAIT]["retries"] = 0  # A poke that Airbyte cannot answer costs none.
     for task_id, changes in row.policy.items():
         policy[task_id].update(changes)
     with AirbyteApi(row.faults, {CONNECTION_ID: row.statuses}, base_path=row.base_path) as airbyte:
