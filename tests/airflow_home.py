@@ -58,10 +58,14 @@ def environment(home: Path, dags: Path = DAGS) -> dict[str, str]:
     }
 
 
-def settings(host: str) -> dict[str, str]:
-    """Return what the DAG needs, as environment variables: the HTTP connection to this host, and the Variables."""
+def settings(host: str, **login: str) -> dict[str, str]:
+    """
+    Return what the DAG needs, as environment variables: the HTTP connection to this host, and the Variables.
+
+    :param login: `login` and `password` of the HTTP connection, which should have none
+    """
     return {
-        "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION": json.dumps({"conn_type": "http", "host": host}),
+        "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION": json.dumps({"conn_type": "http", "host": host, **login}),
         "AIRFLOW_VAR_AIRBYTE_CLIENT_ID": airbyte_api.CLIENT_ID,
         "AIRFLOW_VAR_AIRBYTE_CLIENT_SECRET": airbyte_api.CLIENT_SECRET,
         "AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": airbyte_api.CONNECTION_ID,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 from airbyte_api import SUCCEEDS, AirbyteApi
-from airflow_home import WAIT, settings
+from airflow_home import DAG_ID, WAIT, settings
 from deployment import Deployment
 
 
@@ -74,7 +74,7 @@ def measure(syncs: int, slots: int, seconds: float, policy: dict) -> dict[str, f
                 sampler.join()
                 ends = {
                     connection: datetime.fromisoformat(
-                        airflow.get(f"/dags/airbyte_api_sync_demo/dagRuns/{run_id}")["end_date"].replace("Z", "+00:00")
+                        airflow.get(f"/dags/{DAG_ID}/dagRuns/{run_id}")["end_date"].replace("Z", "+00:00")
                     ).timestamp()
                     for run_id, connection in runs.items()
                 }

@@ -24,7 +24,7 @@ from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, Airby
 
 try:
     import airflow_home
-    from deployment import Deployment, free_port, kill_processes_in
+    from deployment import Deployment, kill_processes_in
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
@@ -98,7 +98,7 @@ def ui(home: Path, log: Path, say, port: int = 8080):
         say(f"A stand-in for Airbyte answers at {airbyte.url}")
         say(f"Starting an Airflow in {home}; its log is {log}")
         policy = json.dumps({airflow_home.WAIT: {"poke_interval": 15, "retry_delay": 5}})
-        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, free_port(port)) as airflow:
+        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as airflow:
             airflow.get("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             for key, value in (
                 ("MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID),

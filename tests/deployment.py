@@ -63,7 +63,8 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     folder, found = folder.resolve(), []
     for candidate in psutil.process_iter():
         try:
-            if folder in (Path(candidate.cwd()), *Path(candidate.cwd()).parents):
+            cwd = Path(candidate.cwd())
+            if folder == cwd or folder in cwd.parents:
                 found.append(candidate)
         except (psutil.Error, OSError):
             pass
@@ -85,13 +86,13 @@ class Deployment:
 
     :param home: an empty folder for it
     :param environ: more environment variables: Variables, connections, settings
-    :param port: of the web server
+    :param port: of the web server, if nobody listens on it
     :param out: takes what the processes print
     """
 
     def __init__(self, home: Path, environ: dict[str, str], out, port: int = 0) -> None:
         self.home = home
-        port = port or free_port()
+        port = free_port(port)
         self.url = f"http://127.0.0.1:{port}"
         self.api = f"{self.url}/api/v{2 if AIRFLOW_3 else 1}"
         self.out = out
@@ -230,6 +231,4 @@ class Deployment:
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
         ended = ("success", "failed")
-        return self.wait_for(
-            lambda: self.state(run_id) in ended and self.state(run_id), f"the end of {run_id}", seconds
-        )
+        return self.wait_for(lambda: (state := self.state(run_id)) in ended and state, f"the end of {run_id}", seconds)

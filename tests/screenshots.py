@@ -34,12 +34,9 @@ class Browser:
 
     def __init__(self, driver: str) -> None:
         self.url = driver
-        self.url += (
-            "/session/"
-            + self.call("/session", capabilities={"alwaysMatch": {"goog:chromeOptions": {"args": FLAGS.split()}}})[
-                "sessionId"
-            ]
-        )
+        options = {"goog:chromeOptions": {"args": FLAGS.split()}}
+        session = self.call("/session", capabilities={"alwaysMatch": options})
+        self.url = f"{driver}/session/{session['sessionId']}"
 
     def call(self, path: str, **body):
         """Make a call of the protocol, a POST, and return its value."""
@@ -96,9 +93,13 @@ def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
     dialog = "//div[@role='dialog' and @data-state='open']"
     field = f"{dialog}//label[contains(., 'Airbyte connection id')]/following::input[1]"
 
+    def runs() -> set[str]:
+        """Return the ids of all runs."""
+        return {run["dag_run_id"] for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]}
+
     def trigger(connection_id: str, picture: str | None = None) -> str:
         """Fill the form and press Trigger, and return the id of the run once it has ended."""
-        before = {run["dag_run_id"] for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]}
+        before = runs()
         browser.open(f"{airflow.url}/dags/{DAG_ID}")
         browser.click("//button[normalize-space()='Trigger']")
         browser.type(field, connection_id)
@@ -106,15 +107,7 @@ def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
         if picture:
             browser.shoot(folder / picture, dialog)
         browser.click(f"{dialog}//button[normalize-space()='Trigger']")
-
-        def new() -> list[str]:
-            return [
-                run["dag_run_id"]
-                for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]
-                if run["dag_run_id"] not in before
-            ]
-
-        run_id = airflow.wait_for(new, "the run")[0]
+        run_id = airflow.wait_for(lambda: runs() - before, "the run").pop()
         print(run_id, connection_id, airflow.end_of(run_id), flush=True)
         return run_id
 

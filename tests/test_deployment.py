@@ -71,6 +71,11 @@ def jobs_of(airbyte, connection_id: str) -> int:
     return len([job for job in airbyte.jobs if job["connection"] == connection_id])
 
 
+def call_after(airflow, airbyte, call: str, number: int) -> dict:
+    """Wait for the call of a kind that comes after so many, and return its request."""
+    return airflow.wait_for(lambda: next(iter(airbyte.calls(call)[number:]), None), f"the {call}")
+
+
 def test_the_dag_appears_without_an_error_or_a_warning(airflow):
     assert airflow.get("/importErrors")["total_entries"] == 0
     assert airflow.get("/dagWarnings")["total_entries"] == 0
@@ -109,7 +114,7 @@ def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(airflow,
     before, posts = jobs_of(airbyte, connection_id), len(airbyte.calls("start"))
     airbyte.will_meet("start", "silence after")
     run_id = airflow.trigger(connection_id=connection_id)
-    post = airflow.wait_for(lambda: [*airbyte.calls("start")[posts:], None][0], "the POST")
+    post = call_after(airflow, airbyte, "start", posts)
     airflow.wait_for(lambda: post["answer"], "the job")
     airflow.process_of(post["port"]).kill()
     assert airflow.end_of(run_id) == state
@@ -120,7 +125,7 @@ def test_a_task_killed_amid_a_poll_waits_on(airflow, airbyte, endless):
     before, polls = jobs_of(airbyte, CONNECTION_ID), len(airbyte.calls("poll"))
     airbyte.will_meet("poll", "silence")
     run_id = airflow.trigger()
-    poll = airflow.wait_for(lambda: [*airbyte.calls("poll")[polls:], None][0], "the poll")
+    poll = call_after(airflow, airbyte, "poll", polls)
     airflow.process_of(poll["port"]).kill()
     airflow.wait_for(lambda: len(airbyte.calls("poll")) > polls + 1, "another poll")
     airbyte.job_seconds = 0

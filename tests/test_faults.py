@@ -7,14 +7,13 @@ says what to do. No row starts a second sync while the first may run.
 
 from __future__ import annotations
 
-import json
 import re
 from random import Random
 from typing import NamedTuple
 
 import pytest
 from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, ENDED, PROBLEMS, AirbyteApi
-from airflow_home import AIRFLOW_VERSION, START, WAIT
+from airflow_home import AIRFLOW_VERSION, START, WAIT, settings
 
 CONNECTION = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
 VARIABLES = "AIRFLOW_VAR_AIRBYTE_CLIENT_ID", "AIRFLOW_VAR_AIRBYTE_CLIENT_SECRET"
@@ -207,8 +206,8 @@ def test_fault(run, row, request):
         for job in row.before:
             airbyte.add_job(**job)
         host = row.host.format(url=airbyte.url, root=airbyte.url[: -len(row.base_path) or None])
-        connection = {CONNECTION: json.dumps({"conn_type": "http", "host": host, **row.login})}
-        result = run(host, conf=row.conf, variables={**connection, **row.variables}, policy=policy)
+        variables = {**settings(host, **row.login), **row.variables}
+        result = run(host, conf=row.conf, variables=variables, policy=policy)
 
     assert result.tasks == row.tasks, result.log[-3000:]
     assert row.says in result.log
