@@ -1,147 +1,156 @@
 """
 ### Start an Airbyte sync and wait for it
 
-`start_airbyte_sync` starts a sync, or joins the one that is running already. `wait_for_airbyte_sync` asks every
-30 seconds how it is, holds no worker in between, and ends as the sync ends. Before you trigger it, set in *Admin*:
+`start_airbyte_sync` starts a sync, or joins the one that is already running. `wait_for_airbyte_sync` polls its job
+until it ends, and holds no worker slot in between. Set up in *Admin*:
 
-- the connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
-  (self-managed Airbyte: `https://<your host>/api/public`);
-- the Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`;
-- the Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`, of an application (in Airbyte: *Settings → Account →
-  Applications*); or `CLOUD_API_TOKEN`, if you have a token that outlives the sync.
+- Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
+  (self-managed Airbyte: `https://<your host>/api/public`)
+- Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
+- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: from *User settings → Applications* in Airbyte;
+  or `CLOUD_API_TOKEN`, if you have a token that outlives the sync
 
-Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer one.
-To wait for the same sync again, clear `wait_for_airbyte_sync`; for a new sync, clear `start_airbyte_sync`.
+Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer sync.
+Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
 """
 
-from __future__ import annotations
-
 import json
-from datetime import timedelta
+import re
+import time
 
 import pendulum
 from airflow.providers.http.hooks.http import HttpHook
 from airflow.providers.http.sensors.http import HttpSensor
 
 try:
-    from airflow.sdk import DAG, Param
+    from airflow.providers.http.operators.http import HttpOperator as SimpleHttpOperator
+except ImportError:  # HTTP provider before 4.7
+    from airflow.providers.http.operators.http import SimpleHttpOperator
+try:
+    from airflow.sdk import DAG, Param, Variable
 except ImportError:  # Airflow 2
-    from airflow import DAG
-    from airflow.models.param import Param
+    from airflow.models import DAG, Param, Variable
 try:
     from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import AirflowFailException, AirflowNotFoundException
-try:
-    from airflow.providers.http.operators.http import HttpOperator as SimpleHttpOperator
-except ImportError:  # HTTP provider before 4.7
-    from airflow.providers.http.operators.http import SimpleHttpOperator
 
-# The API is documented at https://reference.airbyte.com
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
-# Airbyte Cloud turns away a request without a User-Agent of its own.
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-# Every answer goes to the functions below. A redirect is one: followed, it would turn the POST into a GET.
+# `answer` handles errors and redirects. (Following a redirect would turn the POST into a GET.)
 HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}
 ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
-ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one unknown today, a job goes on.
+SYNCS = ("sync", "refresh")  # the job types that read and write the data; reset and clear only delete it
+ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one unknown today, the job goes on.
 
 
-def answer(response, key: str, advice: str = ADVICE, again: tuple = (408, 429)) -> dict:
-    """
-    Return the JSON object, with this key in it, that Airbyte answered with.
-
-    :raise AirflowFailException: Airbyte refused (3xx, 4xx), and would again; it carries its words and the advice
-    :raise RuntimeError: another time may do: 5xx, a status in `again`, or something else than the object
-    """
-    request, status, words = response.request, response.status_code, response.text[:1000]
-    if status < 300:
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if isinstance(body, dict) and body.get(key) is not None:
-            return body
-        words = f"no JSON object with {key}."  # and not a word of it: there may be a token in it
-    error = AirflowFailException if 300 <= status < 500 and status not in again else RuntimeError
-    raise error(f"Airbyte answered {request.method} {request.path_url} with {status}: {words} {advice}")
+def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFailException) -> dict:
+    """Return Airbyte's JSON answer with this key. Raise the `refusal` for 3xx and 4xx, else an error that is retried."""
+    request, status, text = response.request, response.status_code, response.text[:1000]
+    said = f"Airbyte answered {request.method} {request.path_url} with {status}:"
+    if status in (408, 429) or status >= 500:
+        raise RuntimeError(f"{said} {text}")
+    if status >= 300:
+        raise refusal(f"{said} {text} {advice}")
+    if f'"{key}"' not in response.text:
+        raise RuntimeError(f"{said} no JSON object with {key}. {advice}")  # The text may hold a token: do not quote it.
+    return response.json()
 
 
-def airbyte_token(variables) -> str:
-    """
-    Return the token of the Variables (`var.value`), or a new one for their client: it lives for 15 minutes.
-
-    :raise AirflowFailException: a Variable or the HTTP connection is missing, or Airbyte refuses the client
-    :raise RuntimeError: Airbyte has no token to give now
-    """
+def airbyte_token(ti) -> str:
+    """Return CLOUD_API_TOKEN or else a new token for the client. Jinja calls it. It fails or raises as `answer` does."""
     try:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
-    if token := "".join(variables.get("CLOUD_API_TOKEN", "").split()):
+    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # An error would quote a token with line breaks.
         return token
-    client_id = variables.get("AIRBYTE_CLIENT_ID", "").strip()
-    client_secret = variables.get("AIRBYTE_CLIENT_SECRET", "").strip()
+    client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
+    client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
     if not (client_id and client_secret):
         raise AirflowFailException("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
+    body = json.dumps({"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"})
+    response = HttpHook("POST", HTTP_CONNECTION).run("v1/applications/token", body, HEADERS, ti.task.extra_options)
     advice = f"Check AIRBYTE_CLIENT_ID, AIRBYTE_CLIENT_SECRET, and the host of {HTTP_CONNECTION}."
-    client = json.dumps({"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"})
-    response = HttpHook("POST", HTTP_CONNECTION).run("v1/applications/token", client, HEADERS, HTTP_OPTIONS)
     return answer(response, "access_token", advice)["access_token"]
 
 
-def airbyte_connection_id(variables, params) -> str:
-    """Return the run's `connection_id`, else the Variable's. Raise AirflowFailException where both are blank."""
-    connection_id = (params["connection_id"] or "").strip() or variables.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    if not connection_id:
-        raise AirflowFailException("Set the Variable MY_EXAMPLE_CONNECTION_ID, or trigger with a connection_id.")
-    return connection_id
+def airbyte_connection_id(params) -> str:
+    """Return the connection id of the run's parameters or else of the Variable. Jinja calls it. Fail if it is no UUID."""
+    name, value = "parameter connection_id", (params["connection_id"] or "").strip()
+    if not value:
+        name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
+        raise AirflowFailException(f"Set the {name} to the UUID in the connection's address: …/connections/<UUID>/…")
+    return value
 
 
-def newest_sync(task, variables) -> dict | None:
-    """Return the newest sync job of the Airbyte connection that the task syncs, if any. Raise as `answer` does."""
-    query = {**json.loads(task.data), "orderBy": "createdAt|DESC", "limit": 1}  # data: its connectionId and jobType
-    headers = {**HEADERS, "Authorization": f"Bearer {airbyte_token(variables)}"}
-    response = HttpHook("GET", HTTP_CONNECTION).run("v1/jobs", query, headers, HTTP_OPTIONS)
-    return next(iter(answer(response, "data")["data"]), None)
+def get(ti, endpoint: str, query=None):
+    """Return Airbyte's response to a GET with a new token."""
+    headers = {**HEADERS, "Authorization": f"Bearer {airbyte_token(ti)}"}
+    return HttpHook("GET", HTTP_CONNECTION).run(endpoint, query, headers, ti.task.extra_options)
+
+
+def newest_jobs(ti, params) -> list:
+    """Return the newest jobs of the Airbyte connection, of all types, the newest first. All its errors are retried."""
+    query = {"connectionId": airbyte_connection_id(params), "orderBy": "createdAt|DESC"}
+    return answer(get(ti, "v1/jobs", query), "data", refusal=RuntimeError)["data"]
 
 
 def follow_earlier_try(context) -> None:
-    """
-    On a retry, make the POST a GET of the sync that an earlier try has started, should there be one.
-
-    Its answer may be lost, or its worker. Posting again would join the sync while it runs, but then start another.
-    """
-    ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the rendered one.
-    if ti.try_number > ti.max_tries - task.retries + 1:  # neither the first try, nor the first after a clear
-        job = newest_sync(task, context["var"]["value"])
-        # startTime is the time of the job's creation, in whole seconds.
-        if job and pendulum.parse(job["startTime"]) >= context["dag_run"].start_date.replace(microsecond=0):
+    """Before a retry, turn the POST into a GET of the job that an earlier try started, if its answer was lost."""
+    ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
+    first_try_number = ti.max_tries - task.retries + 1  # since the task was cleared
+    if ti.try_number == first_try_number:
+        return
+    run_start = context["dag_run"].start_date.replace(microsecond=0)  # Airbyte's times are in whole seconds.
+    for job in newest_jobs(ti, context["params"]):
+        if job["jobType"] in SYNCS and pendulum.parse(job["startTime"]) >= run_start:
             task.log.info("An earlier try has started the sync: following its job %s.", job["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job['jobId']}", None
+            return
 
 
-def job_id(response, ti, var) -> int:
-    """Return the id of the job that was started, or that a 409 says is running. Raise as `answer` does."""
+def job_id(response, ti, params) -> int:
+    """Return the id of the job that Airbyte started or, on a 409, is running already. If it syncs nothing, try again."""
     if response.status_code == 409:
-        job = newest_sync(ti.task, var["value"])
-        if job and job["status"] not in ENDED:
-            ti.task.log.info("A sync is already running: waiting for its job %s.", job["jobId"])
-            return job["jobId"]
-    job = answer(response, "jobId", again=(408, 409, 429))
+        running = [job for job in newest_jobs(ti, params) if job["status"] not in ENDED]
+        job = running[0] if running else answer(response, "jobId", "Is the connection active in Airbyte?", RuntimeError)
+        ti.task.log.info("Airbyte job %s is already running.", job["jobId"])
+    else:
+        job = answer(response, "jobId")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
+    if job["jobType"] not in SYNCS:
+        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. It has to end first.")
     return job["jobId"]
 
 
 def sync_succeeded(response, ti) -> bool:
-    """Return whether the job has succeeded, and leave it in the XCom `job`. Raise also if it failed or was cancelled."""
-    job = answer(response, "status")
+    """Return whether the job has succeeded, and if so push it as XCom `job`. Fail if it failed or was cancelled."""
+    try:
+        job = answer(response, "status")
+    except AirflowFailException as refusal:  # perhaps only a hiccup: Airbyte answers 403 when its own database fails
+        ti.task.log.warning("%s Asking again in %s.", refusal, ti.task.retry_delay)
+        time.sleep(ti.task.retry_delay.total_seconds())
+        job = answer(get(ti, ti.task.endpoint), "status")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] in ("failed", "cancelled"):
-        raise AirflowFailException(f"Airbyte job {job.get('jobId')} {job['status']}: its log in Airbyte says why.")
+        queue = " Airbyte also cancels a job that waits too long in its queue." if job["status"] == "cancelled" else ""
+        said = f"Airbyte job {job['jobId']} {job['status']}: its log in Airbyte says why.{queue}"
+        raise AirflowFailException(f"{said} {job_page(ti, job, response.url)}")
     if job["status"] == "succeeded":
         ti.xcom_push(key="job", value=job)
     return job["status"] == "succeeded"
+
+
+def job_page(ti, job: dict, url: str) -> str:
+    """Return the address of the job's page in Airbyte's UI, or nothing if Airbyte does not tell the workspace."""
+    try:
+        workspace = get(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
+    except Exception:  # Whatever happens here, the user must learn that the job failed.
+        return ""
+    ui = url.partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte.com", "//cloud.airbyte.com")
+    return f"{ui}/workspaces/{workspace}/connections/{job['connectionId']}/timeline?openLogs=true&jobId={job['jobId']}"
 
 
 with DAG(
@@ -152,45 +161,38 @@ with DAG(
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
     tags=["airbyte"],
-    params={
-        "connection_id": Param(
-            "",
-            type=["null", "string"],
-            title="Airbyte connection id",
-            description="The connection to sync. Empty: that of the Variable MY_EXAMPLE_CONNECTION_ID.",
-        )
-    },
+    params={"connection_id": Param("", type=["null", "string"], title="Airbyte connection id, if not the Variable's")},
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,
-        # Rendered when a task starts, and a rescheduled sensor starts at every poke: no token grows old.
-        "headers": {**HEADERS, "Authorization": "Bearer {{ airbyte_token(var.value) }}"},
-        "retry_delay": timedelta(seconds=30),
+        # Rendered at every task start, so at every poke: the token is always fresh.
+        "headers": {**HEADERS, "Authorization": "Bearer {{ airbyte_token(ti) }}"},
+        "extra_options": HTTP_OPTIONS,
+        "deferrable": False,  # The triggerer would keep an old token, and would not call the functions above.
+        "retry_delay": 30,
         "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=5),
+        "max_retry_delay": 5 * 60,
     },
 ) as dag:
     trigger_sync = SimpleHttpOperator(
         task_id="start_airbyte_sync",
         endpoint="v1/jobs",
-        data='{"connectionId": {{ airbyte_connection_id(var.value, params) | tojson }}, "jobType": "sync"}',
+        data='{"connectionId": "{{ airbyte_connection_id(params) }}", "jobType": "sync"}',
         extra_options={**HTTP_OPTIONS, "timeout": 180},  # Airbyte may take two minutes to start a sync.
         pre_execute=follow_earlier_try,
         response_filter=job_id,
-        deferrable=False,  # A triggerer that restarts would post again.
-        retries=7,  # 20 minutes at least: 30 s, 1, 2, 4, then every 5 minutes
+        retries=7,  # after 30 s, 1, 2 and 4 minutes, then every 5: for 20 minutes at least
     )
 
     wait_for_sync_to_complete = HttpSensor(
         task_id="wait_for_airbyte_sync",
         endpoint=f"v1/jobs/{trigger_sync.output}",
         response_check=sync_succeeded,
-        extra_options=HTTP_OPTIONS,
         mode="reschedule",  # Between two pokes it holds no worker slot.
-        poke_interval=30,  # A poke costs a CPU second: 3 % of a core a sync, and the run ends 15 s late on average.
+        poke_interval=30,
         timeout=24 * 60 * 60,
-        silent_fail=True,  # A poke that Airbyte cannot answer is logged, and made again.
-        retries=288,  # every 5 minutes for 24 hours: what breaks before a poke (no token, a lost worker) ends no wait
+        silent_fail=True,  # A poke that Airbyte cannot answer is logged and repeated.
+        retries=288,  # every 5 minutes for 24 hours, for what fails before the poke: no token, a lost worker
     )
 
     trigger_sync >> wait_for_sync_to_complete

@@ -1,4 +1,4 @@
-"""The tests' own Airflow, set up before anything imports Airflow, and one fixture that runs the DAG in it."""
+"""The tests' own Airflow, and a fixture that runs the DAG in it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import airflow_home
 import pytest
+from sandbox import airflow_home
+from sandbox.airflow_home import AIRFLOW_VERSION, START, WAIT
+
+SLOW_MARKS = ("deployment",)
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--every-row", action="store_true", help="run every row of test_faults.py on Airflow 3.0 and 3.1 too"
-    )
     parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
     parser.addoption("--seed", type=int, default=random.randrange(10**6), help="the first one's seed (default: any)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "deployment: needs a real scheduler and takes minutes: pytest -m deployment")
 
 
 def pytest_report_header(config):
@@ -35,30 +39,32 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(first, first + metafunc.config.option.schedules))
 
 
-def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "deployment: takes minutes, with a real scheduler or in an image's place; only with -m deployment"
-    )
-
-
 def pytest_collection_modifyitems(config, items):
-    if not config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("deployment"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m deployment"))
+    """Without `-m`, skip what takes minutes."""
+    for item in items:
+        for mark in SLOW_MARKS:
+            if item.get_closest_marker(mark) and not config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"takes minutes: pytest -m {mark}"))
 
 
-HOME = Path(tempfile.mkdtemp(prefix="airflow-home-"))
-ENVIRONMENT = airflow_home.environment(HOME)
-os.environ.clear()
-os.environ.update(ENVIRONMENT)
+def pytest_sessionstart(session):
+    """Replace the environment by that of a throwaway Airflow, before any test module imports Airflow."""
+    home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
+    environ = airflow_home.environment(home)
+    os.environ.clear()
+    os.environ.update(environ)
+
+
+def pytest_sessionfinish(session):
+    shutil.rmtree(os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def airflow():
-    """An Airflow with a database, in a folder that goes when the tests have ended."""
-    if (3, 0) <= airflow_home.AIRFLOW_VERSION < (3, 2):
-        # There dag.test() prints debug messages, and paints every traceback with its local variables.
+def home() -> Path:
+    """The folder of the throwaway Airflow, which has a database now."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    if (3, 0) <= AIRFLOW_VERSION < (3, 2):
+        # There dag.test() prints debug messages, and every traceback with its local variables.
         import structlog
 
         structlog.configure(
@@ -68,13 +74,12 @@ def airflow():
             ],
             structlog.make_filtering_bound_logger(logging.INFO),
         )
-    airflow_home.create(HOME, ENVIRONMENT, stdout=subprocess.DEVNULL)
-    yield
-    shutil.rmtree(HOME, ignore_errors=True)
+    airflow_home.create(home, dict(os.environ), stdout=subprocess.DEVNULL)
+    return home
 
 
 class Run(NamedTuple):
-    """How a run of the DAG went: its state, its tasks' states, their XComs, and all that was logged."""
+    """How a run of the DAG ended: its state, its tasks' states, their XComs, and all that was logged."""
 
     state: str
     tasks: dict[str, str]
@@ -85,19 +90,19 @@ class Run(NamedTuple):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Return a function that runs the DAG with `dag.test()`, in as little time as Airflow can."""
+    """A function that runs the DAG with `dag.test()`, as fast as Airflow can."""
 
     def run(host: str, conf: dict | None = None, variables: dict | None = None, policy: dict | None = None) -> Run:
         """
         :param host: of the HTTP connection
         :param conf: the parameters that the run is triggered with
-        :param variables: environment variables that differ from `airflow_home.settings`; None unsets one
-        :param policy: what differs from the DAG's own settings, by task
+        :param variables: environment variables that differ from `airflow_home.dag_settings`; None unsets one
+        :param policy: the tasks' attributes that differ from the DAG file, by task
         """
-        for name, value in {**airflow_home.settings(host), **(variables or {})}.items():
+        for name, value in {**airflow_home.dag_settings(host), **(variables or {})}.items():
             monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
-        hasty = {"retry_delay": 0, "max_retry_delay": 1e-6}
-        tasks = {airflow_home.START: {**hasty}, airflow_home.WAIT: {**hasty, "poke_interval": 0, "timeout": 120}}
+        no_delay = {"retry_delay": 0, "max_retry_delay": 1e-6}
+        tasks = {START: {**no_delay}, WAIT: {**no_delay, "poke_interval": 0, "timeout": 120}}
         for task_id, changes in (policy or {}).items():
             tasks[task_id].update(changes)
         monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))
@@ -108,8 +113,8 @@ def run(monkeypatch, capfd):
         return Run(
             str(dag_run.state),
             {task_id: str(ti.state) for task_id, ti in instances.items()},
-            instances[airflow_home.START].xcom_pull(task_ids=airflow_home.START),
-            instances[airflow_home.WAIT].xcom_pull(task_ids=airflow_home.WAIT, key="job"),
+            instances[START].xcom_pull(task_ids=START),
+            instances[WAIT].xcom_pull(task_ids=WAIT, key="job"),
             " ".join(log.split()),
         )
 

@@ -1,7 +1,7 @@
 """
 See the DAG work, in a minute: no Airbyte account, no Docker, and nobody's own Airflow is touched.
 
-`python tests/demo.py` runs the unchanged DAG file on a real Airflow of its own against a stand-in for Airbyte.
+`python tests/demo.py` runs the unchanged DAG file on a real Airflow of its own against a fake Airbyte.
 `python tests/demo.py --ui` starts that Airflow with its web UI, for you to trigger the DAG in.
 """
 
@@ -20,33 +20,24 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, AirbyteApi
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Request
 
 try:
-    import airflow_home
-    from deployment import Deployment, kill_processes_in
+    from sandbox import airflow_home
+    from sandbox.airflow_home import HTTP_CONNECTION
+    from sandbox.deployment import Deployment, kill_processes_in
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
-HTTP_CONNECTION = "airbyte-api-cloud-connection"
 OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
 FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 SYNC_SECONDS = 7
-# Run in a process of its own, so that Airflow's log goes to a file.
-RUN = """
-import json, sys
-from airflow_home import WAIT, load_dag
-
-run = load_dag().test()
-job = run.get_task_instance(WAIT).xcom_pull(task_ids=WAIT, key="job")
-json.dump({"state": run.state, "job": job}, open(sys.argv[1], "w"))
-"""
 
 
-def line(request: dict) -> str:
+def line(request: Request) -> str:
     """Return what a person wants to see of a request and its answer."""
     try:
-        answer = json.loads(request["text"])
+        answer = json.loads(request.answer)
     except ValueError:
         answer = {}
     if "access_token" in answer:
@@ -54,18 +45,18 @@ def line(request: dict) -> str:
     elif "jobId" in answer:
         said = f"job {answer['jobId']} is {answer['status']}"
     else:
-        said = request["text"]
-    return f"{request['method']:4} {request['path']:23} {request['answer']}  {said}"
+        said = request.answer
+    return f"{request.method:4} {request.path:23} {request.status}  {said}"
 
 
 def run_once(home: Path, log: Path, say) -> int:
     """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
-    with AirbyteApi(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
-        say(f"A stand-in for Airbyte answers at {airbyte.url}")
+    with FakeAirbyte(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
+        say(f"A fake Airbyte answers at {airbyte.url}")
         say(f"Setting up an Airflow in {home}; its log is {log}")
         environ = {
             **airflow_home.environment(home),
-            **airflow_home.settings(airbyte.url),
+            **airflow_home.dag_settings(airbyte.url),
             "PYTHONPATH": str(Path(__file__).resolve().parent),
             "TASK_POLICY": json.dumps({airflow_home.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
         }
@@ -73,7 +64,8 @@ def run_once(home: Path, log: Path, say) -> int:
         airflow_home.create(home, environ, **streams)
         say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
         result = home / "result.json"
-        command = [sys.executable, "-c", RUN, str(result)]
+        # In a process of its own, so that Airflow's log goes to the file.
+        command = [sys.executable, "-m", "sandbox.run_dag", str(result)]
         subprocess.run(command, env=environ, cwd=home, **streams)
         outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
     if outcome["state"] != "success":
@@ -92,20 +84,20 @@ def ui(home: Path, log: Path, say, port: int = 8080):
         OTHER_CONNECTION_ID: SUCCEEDS,
         FAILING_CONNECTION_ID: ("pending", "running", "failed"),
     }
-    with AirbyteApi(statuses=statuses, job_seconds=30, log=lambda request: say(line(request))) as airbyte, log.open(
+    with FakeAirbyte(statuses=statuses, job_seconds=30, log=lambda request: say(line(request))) as airbyte, log.open(
         "w"
     ) as out:
-        say(f"A stand-in for Airbyte answers at {airbyte.url}")
+        say(f"A fake Airbyte answers at {airbyte.url}")
         say(f"Starting an Airflow in {home}; its log is {log}")
         policy = json.dumps({airflow_home.WAIT: {"poke_interval": 15, "retry_delay": 5}})
         with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as airflow:
-            airflow.get("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
+            airflow.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             for key, value in (
                 ("MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID),
                 ("AIRBYTE_CLIENT_ID", CLIENT_ID),
                 ("AIRBYTE_CLIENT_SECRET", CLIENT_SECRET),
             ):
-                airflow.get("/variables", {"key": key, "value": value})
+                airflow.api("/variables", {"key": key, "value": value})
             say(f"""Airflow is ready, without a login. Open
 
     {airflow.url}/dags/{airflow_home.DAG_ID}

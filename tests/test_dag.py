@@ -10,56 +10,63 @@ import sys
 import warnings
 from datetime import timedelta
 
-import airflow_home
-from airflow_home import DAG_ID, START, WAIT
-
-FILE = airflow_home.DAGS / f"{DAG_ID}.py"
+import pytest
+from sandbox.airflow_home import DAG_FILE, DAG_ID, HTTP_CONNECTION, START, WAIT, load_dag
 
 
-def test_has_the_names_that_people_know():
-    dag = airflow_home.load_dag()
+@pytest.fixture
+def dag():
+    return load_dag()
+
+
+def test_has_the_names_that_people_know(dag):
     assert dag.dag_id == DAG_ID
     assert [task.task_id for task in dag.topological_sort()] == [START, WAIT]
-    assert {task.http_conn_id for task in dag.tasks} == {"airbyte-api-cloud-connection"}
+    assert {task.http_conn_id for task in dag.tasks} == {HTTP_CONNECTION}
     assert set(dag.tags) == {"airbyte"}
-    names = {node.id for node in ast.walk(ast.parse(FILE.read_text())) if isinstance(node, ast.Name)}
+    names = {node.id for node in ast.walk(ast.parse(DAG_FILE.read_text())) if isinstance(node, ast.Name)}
     assert {"SimpleHttpOperator", "trigger_sync", "wait_for_sync_to_complete"} <= names
 
 
-def test_documents_itself_in_the_ui():
-    dag = airflow_home.load_dag()
-    assert dag.description
-    for name in (
+@pytest.mark.parametrize(
+    "name",
+    [
         START,
         WAIT,
-        "airbyte-api-cloud-connection",
+        HTTP_CONNECTION,
         "MY_EXAMPLE_CONNECTION_ID",
         "AIRBYTE_CLIENT_ID",
         "AIRBYTE_CLIENT_SECRET",
         "CLOUD_API_TOKEN",
         "connection_id",
         "does not stop the sync",
-    ):
-        assert name in dag.doc_md
+    ],
+)
+def test_its_documentation_in_the_ui_names(dag, name):
+    assert dag.description
+    assert name in dag.doc_md
 
 
-def test_runs_only_when_it_is_triggered():
-    dag = airflow_home.load_dag()
+def test_runs_only_when_it_is_triggered(dag):
     assert type(dag.timetable).__name__ == "NullTimetable"
     assert dag.catchup is False
     assert dag.start_date.isoformat() == "2023-03-01T00:00:00+00:00"
     assert dict(dag.params) == {"connection_id": ""}
 
 
-def test_waits_without_a_worker_for_a_day():
-    wait = airflow_home.load_dag().get_task(WAIT)
+def test_waits_for_a_day_without_a_worker_slot(dag):
+    wait = dag.get_task(WAIT)
     assert (wait.mode, wait.poke_interval, wait.timeout, wait.soft_fail) == ("reschedule", 30, 24 * 60 * 60, False)
     assert wait.extra_options["timeout"] == 60
     assert wait.retries * wait.max_retry_delay >= timedelta(seconds=wait.timeout)
 
 
-def test_retries_the_start_with_growing_delays_for_a_quarter_of_an_hour():
-    start = airflow_home.load_dag().get_task(START)
+def test_asks_again_after_a_refused_poke_within_five_minutes(dag):
+    assert timedelta(seconds=30) <= dag.get_task(WAIT).retry_delay <= timedelta(minutes=4)
+
+
+def test_retries_the_start_with_growing_delays_for_a_quarter_of_an_hour(dag):
+    start = dag.get_task(START)
     assert start.extra_options["timeout"] == 180
     delays = [min(start.retry_delay * 2**retry, start.max_retry_delay) for retry in range(start.retries)]
     assert start.retry_exponential_backoff
@@ -68,32 +75,33 @@ def test_retries_the_start_with_growing_delays_for_a_quarter_of_an_hour():
 
 def test_imports_nothing_but_airflow_pendulum_and_the_standard_library():
     modules = set()
-    for node in ast.walk(ast.parse(FILE.read_text())):
+    for node in ast.walk(ast.parse(DAG_FILE.read_text())):
         if isinstance(node, ast.Import):
             modules |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.partition(".")[0])
-    assert modules - {"__future__", "json", "datetime"} == {"airflow", "pendulum"}
+    assert modules - set(sys.stdlib_module_names) == {"airflow", "pendulum"}
 
 
 def test_gives_no_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        exec(compile(FILE.read_text(), str(FILE), "exec"), {"__name__": "a_dag", "__doc__": ""})
-    assert [str(warning.message) for warning in caught if warning.filename == str(FILE)] == []
+        exec(compile(DAG_FILE.read_text(), str(DAG_FILE), "exec"), {"__name__": "a_dag", "__doc__": ""})
+    assert [str(warning.message) for warning in caught if warning.filename == str(DAG_FILE)] == []
 
 
-def test_loads_without_a_database_a_variable_or_a_connection(tmp_path):
+@pytest.mark.parametrize("default_deferrable", ["False", "True"])
+def test_loads_without_a_database_and_defers_nothing(tmp_path, default_deferrable):
     environ = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/none.db",
-        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
+        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": default_deferrable,
     }
     code = (
-        f"import json, runpy; dag = runpy.run_path({str(FILE)!r})['dag'];"
-        f"print(json.dumps([dag.dag_id, dag.get_task({START!r}).deferrable]))"
+        "import json, runpy, sys; dag = runpy.run_path(sys.argv[1])['dag'];"
+        "print(json.dumps({task.task_id: getattr(task, 'deferrable', False) for task in dag.tasks}))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
-    assert json.loads(loaded.stdout.splitlines()[-1]) == [DAG_ID, False], loaded.stderr
+    loaded = subprocess.run([sys.executable, "-c", code, DAG_FILE], env=environ, capture_output=True, text=True)
+    assert json.loads(loaded.stdout.splitlines()[-1]) == {START: False, WAIT: False}, loaded.stderr
     assert not (tmp_path / "none.db").exists()

@@ -12,9 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from deployment import processes_in
+from sandbox.airflow_home import SANDBOX
+from sandbox.deployment import processes_in
 
-TESTS = Path(__file__).resolve().parent
+TESTS = SANDBOX.parent
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """
-A real Airflow on loopback: scheduler, web server and, on Airflow 3, dag processor, each a process of its own.
+A real Airflow on loopback: scheduler, web server and, on Airflow 3, DAG processor, each a process of its own.
 
-Not `airflow standalone`: that opens a log server to the network, and its parts cannot be killed one by one.
+`airflow standalone` would open a log server to the network, and its parts cannot be killed one by one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import urllib.request
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import airflow_home
 import psutil
-from airflow_home import AIRFLOW_VERSION, DAG_ID
+from sandbox import airflow_home
+from sandbox.airflow_home import AIRFLOW_VERSION, DAG_FILE, DAG_ID
 
 AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
 
@@ -38,16 +38,16 @@ def free_port(preferred: int = 0) -> int:
 
 
 @contextmanager
-def process(command: list[str], **options):
+def process_group(command: list[str], **options):
     """Run a command in a process group of its own, and end the whole group at the end, whatever happens."""
     child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options)
     try:
         yield child
     finally:
-        end(child)
+        end_group(child)
 
 
-def end(child: subprocess.Popen, *signals: signal.Signals) -> None:
+def end_group(child: subprocess.Popen, *signals: signal.Signals) -> None:
     """End a process and its group: politely, and after 10 seconds with SIGKILL."""
     for number in signals or (signal.SIGTERM, signal.SIGKILL):
         try:
@@ -72,7 +72,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def kill_processes_in(folder: Path) -> None:
-    """Kill all processes that work in a folder: orphans, and what a signal left without an owner as it started."""
+    """Kill every process that works in a folder, including orphans and half-started ones."""
     while found := processes_in(folder):
         for orphan in found:
             with suppress(psutil.NoSuchProcess):
@@ -94,11 +94,11 @@ class Deployment:
         self.home = home
         port = free_port(port)
         self.url = f"http://127.0.0.1:{port}"
-        self.api = f"{self.url}/api/v{2 if AIRFLOW_3 else 1}"
+        self.api_url = f"{self.url}/api/v{2 if AIRFLOW_3 else 1}"
         self.out = out
         dags = home / "dags"
         dags.mkdir(parents=True)
-        shutil.copy(airflow_home.DAGS / f"{DAG_ID}.py", dags)
+        shutil.copy(DAG_FILE, dags)
         secret = base64.urlsafe_b64encode(os.urandom(32)).decode()
         self.environ = {
             **airflow_home.environment(home, dags),
@@ -141,7 +141,7 @@ class Deployment:
         try:
             for name in self.commands:
                 self.start(name)
-            self.wait_for(lambda: self.get(f"/dags/{DAG_ID}"), "the DAG", 120)
+            self.wait_for(lambda: self.api(f"/dags/{DAG_ID}"), "the DAG", 120)
         except BaseException:
             self.__exit__()
             raise
@@ -165,12 +165,14 @@ class Deployment:
 
     def start(self, name: str) -> None:
         """Start one of the commands, again if it was killed."""
-        run = process(self.commands[name], env=self.environ, cwd=self.home, stdout=self.out, stderr=subprocess.STDOUT)
+        run = process_group(
+            self.commands[name], env=self.environ, cwd=self.home, stdout=self.out, stderr=subprocess.STDOUT
+        )
         self.processes[name] = self.stack.enter_context(run)
 
     def kill(self, name: str) -> None:
         """Kill one of the processes, and all that it has started, as a machine that dies does."""
-        end(self.processes[name], signal.SIGKILL)
+        end_group(self.processes[name], signal.SIGKILL)
 
     def airflow(self, *arguments: str) -> str:
         """Run an `airflow` command in this Airflow and return what it prints."""
@@ -179,7 +181,7 @@ class Deployment:
             command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out
         ).stdout
 
-    def get(self, path: str, body: dict | None = None, method: str | None = None):
+    def api(self, path: str, body: dict | None = None, method: str | None = None):
         """
         Call Airflow's public REST API.
 
@@ -195,7 +197,7 @@ class Deployment:
                     self.token = json.load(response)["access_token"]
             if self.token:
                 headers["Authorization"] = f"Bearer {self.token}"
-            request = urllib.request.Request(self.api + path, data, headers, method=method)
+            request = urllib.request.Request(self.api_url + path, data, headers, method=method)
             with urllib.request.urlopen(request, timeout=30) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
@@ -217,18 +219,34 @@ class Deployment:
     def trigger(self, **conf: str) -> str:
         """Trigger the DAG, with these parameters, and return the id of the run."""
         body = {"conf": conf, **({"logical_date": None} if AIRFLOW_3 else {})}
-        return self.get(f"/dags/{DAG_ID}/dagRuns", body)["dag_run_id"]
+        return self.api(f"/dags/{DAG_ID}/dagRuns", body)["dag_run_id"]
 
     def state(self, run_id: str) -> str:
         """Return the state of a run."""
-        return self.get(f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
+        return self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
 
     def tasks(self, run_id: str) -> dict[str, dict]:
         """Return the run's task instances, by task."""
-        instances = self.get(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        instances = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
         return {instance["task_id"]: instance for instance in instances}
 
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
-        ended = ("success", "failed")
-        return self.wait_for(lambda: (state := self.state(run_id)) in ended and state, f"the end of {run_id}", seconds)
+
+        def ended() -> str | None:
+            state = self.state(run_id)
+            return state if state in ("success", "failed") else None
+
+        return self.wait_for(ended, f"the end of {run_id}", seconds)
+
+    def clear(self, run_id: str, task_id: str) -> None:
+        """Clear a task of a run, and the tasks after it, as the web UI does."""
+        body = {
+            "dag_run_id": run_id,
+            "task_ids": [task_id],
+            "dry_run": False,
+            "only_failed": False,
+            "include_downstream": True,
+            "reset_dag_runs": True,
+        }
+        self.api(f"/dags/{DAG_ID}/clearTaskInstances", body)

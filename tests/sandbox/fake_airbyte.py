@@ -1,0 +1,611 @@
+"""
+A fake Airbyte: an HTTP server on loopback that answers, and refuses, as Airbyte's public API does.
+
+    with FakeAirbyte(faults={"create_job": [Fault(503)]}) as airbyte:
+        ...                    # point an Airflow HTTP connection to airbyte.url
+        airbyte.requests       # what was sent
+        airbyte.jobs           # the jobs that were created
+
+`python tests/sandbox/fake_airbyte.py` runs it alone, with examples for curl.
+The API is documented at https://reference.airbyte.com, its server is https://github.com/airbytehq/airbyte-platform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import socket
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
+WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
+CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
+CLIENT_SECRET = "fake-client-secret"
+SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
+NOT_BEGUN = ("pending", "queued")
+ENDED = ("succeeded", "failed", "cancelled")
+JOB_STATUSES = (*NOT_BEGUN, "running", "incomplete", *ENDED)
+JOB_TYPES = ("sync", "reset", "refresh", "clear")
+
+# Airbyte's problems, by the status of its answer: title, detail, and what data.message says.
+PROBLEMS = {
+    400: ("bad-request", "The request could not be understood by the server due to malformed syntax.", "Bad Request"),
+    401: ("invalid-api-key", "The API key in the Authorization header is invalid.", "Unauthorized"),
+    403: (
+        "forbidden",
+        "The request is forbidden.",
+        "Caller does not have the required permissions to access the resource(s).",
+    ),
+    404: ("resource-not-found", "The requested resource could not be found.", "No such resource"),
+    409: ("state-conflict", "State conflict", "Could not fulfill request"),
+    422: ("unprocessable-entity", "The body of the request was not understood", "The body was not understood"),
+}
+# What a gateway in front of Airbyte answers instead.
+GATEWAY = {
+    302: "",
+    408: '{"message":"Request Timeout"}',
+    429: '{"message":"You are being rate limited."}',
+    502: "<html><body><h1>502 Bad Gateway</h1></body></html>",
+    503: "<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>",
+    504: "<html><body><h1>504 Gateway Time-out</h1></body></html>",
+}
+
+
+def problem(status: int, message: str = "", title: str = "", detail: str = "") -> str:
+    """Return the body of one of Airbyte's problems."""
+    default_title, default_detail, default_message = PROBLEMS[status]
+    errors = "https://reference.airbyte.com/reference/errors"
+    body = {
+        "status": status,
+        "type": f"{errors}#{title or default_title}",
+        "title": title or default_title,
+        "detail": detail or default_detail,
+        "documentationUrl": errors,
+        "data": {"message": message or default_message},
+    }
+    return json.dumps(body)
+
+
+def framework_error(reason: str, message: str) -> str:
+    """Return the body with which the framework below Airbyte answers, before Airbyte itself sees the request."""
+    return json.dumps({"message": reason, "_links": {}, "_embedded": {"errors": [{"message": message}]}})
+
+
+def uncaught_error() -> str:
+    """Return the body of an error that nobody caught in Airbyte."""
+    return json.dumps({"errorId": str(uuid.uuid4())})
+
+
+def body_of(status: int) -> str:
+    """Return what Airbyte, or the gateway in front of it, says with a status."""
+    if status in PROBLEMS:
+        return problem(status)
+    return GATEWAY.get(status, uncaught_error())
+
+
+class Refused(Exception):
+    """Airbyte refuses a request: the status and the body of its answer."""
+
+    def __init__(self, status: int, body: str = "") -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body or body_of(status)
+
+
+def not_understood(message: str) -> Refused:
+    """Return the refusal of a request that has a wrong form."""
+    return Refused(400, framework_error("Bad Request", message))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    What goes wrong with a request.
+
+    :param status: answered in place of Airbyte's answer, with the `body` or else with what Airbyte says then
+    :param body: answered in place of Airbyte's
+    :param no_answer: how the request stays without an answer: the connection is "reset", or "silent"
+    :param carried_out: whether Airbyte does what was asked, although its answer does not arrive
+    :param before: what happens to Airbyte just before the request is carried out
+    :param after: what happens to Airbyte just after that
+    """
+
+    status: int = 0
+    body: str | None = None
+    no_answer: str = ""
+    carried_out: bool = False
+    before: Callable[[FakeAirbyte], None] | None = None
+    after: Callable[[FakeAirbyte], None] | None = None
+
+    def __str__(self) -> str:
+        return self.no_answer or str(self.status or self.body)
+
+    @property
+    def replaces_the_answer(self) -> bool:
+        return bool(self.status or self.no_answer or self.body is not None)
+
+
+@dataclass
+class Job:
+    """A job of an Airbyte connection, and the statuses that it goes through."""
+
+    id: int
+    connection_id: str
+    type: str
+    statuses: tuple[str, ...]
+    created: float  # in seconds since the epoch, as `ended`
+    step: int = 0
+    ended: float | None = None
+
+    @property
+    def updated(self) -> float:
+        return self.ended or self.created
+
+
+@dataclass
+class Request:
+    """A request as it arrived, and what was answered."""
+
+    operation: str | None  # the method of FakeAirbyte that carries it out
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]  # their names in lower case
+    body: str
+    port: int  # the client's
+    time: float = field(default_factory=time.time)
+    status: int | None = None  # the answer's
+    answer: str | None = None
+    job_status: str | None = None  # of the job that was asked for
+
+    def json(self) -> dict:
+        """Return the JSON object in the body, or refuse it."""
+        with suppress(ValueError):
+            if isinstance(body := json.loads(self.body), dict):
+                return body
+        raise not_understood("the body is no JSON object")
+
+
+class FakeAirbyte(ThreadingHTTPServer):
+    """
+    The server. It runs in its `with` block.
+
+    :param faults: what goes wrong with the first, second, … request of an operation, by the operation's name
+        (`create_token`, `create_job`, `get_job`, `list_jobs`, `cancel_job`, `get_connection`); None: nothing
+    :param statuses: the statuses that a connection's jobs go through, by connection; these connections exist
+    :param job_seconds: how long a job takes; without it, a job reaches its next status whenever somebody asks for it,
+        and a reset, for which nobody asks, whenever it is in the way of a sync
+    :param token_seconds: how long a token lives
+    :param base_path: "/api/public" for a self-managed Airbyte, "" for Airbyte Cloud
+    :param pending: the types of the jobs that the next POSTs of a sync create instead: pending resets and refreshes
+    :param lists: the types of the jobs that are listed without `jobType`: before February 2026, ("sync", "reset")
+    :param port: 0 takes a free one
+    :param log: called with each request once it is answered
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        faults: dict[str, list[Fault | None]] | None = None,
+        statuses: dict[str, tuple[str, ...]] | None = None,
+        job_seconds: float | None = None,
+        token_seconds: float = 900,
+        base_path: str = "",
+        pending: tuple[str, ...] = (),
+        lists: tuple[str, ...] = JOB_TYPES,
+        port: int = 0,
+        log: Callable[[Request], None] = lambda request: None,
+    ) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.faults = {operation: list(faults) for operation, faults in (faults or {}).items()}
+        self.statuses = statuses or {CONNECTION_ID: SUCCEEDS}
+        self.job_seconds = job_seconds
+        self.token_seconds = token_seconds
+        self.base_path = base_path
+        self.self_managed = bool(base_path)
+        self.pending = list(pending)
+        self.lists = lists
+        self.log = log
+        self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
+        self.jobs: list[Job] = []
+        self.tokens: dict[str, float] = {}  # and when they expire
+        self.requests: list[Request] = []
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+
+    def __enter__(self) -> FakeAirbyte:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
+
+    # What a test looks at, and does to Airbyte.
+
+    def requests_of(self, operation: str) -> list[Request]:
+        """Return the requests of one operation, in the order they came."""
+        return [request for request in self.requests if request.operation == operation]
+
+    def next_meets(self, operation: str, *faults: Fault | None) -> None:
+        """Let the next requests of an operation meet these faults."""
+        with self.lock:
+            self.faults[operation] = [None] * len(self.requests_of(operation)) + [*faults]
+
+    def add_job(
+        self, connection_id: str = CONNECTION_ID, type: str = "sync", statuses: tuple[str, ...] = (), age: float = 0
+    ) -> Job:
+        """Create a job `age` seconds ago, as if somebody else had started it."""
+        default = SUCCEEDS if type in ("reset", "clear") else self.statuses[connection_id]
+        job = Job(1001 + len(self.jobs), connection_id, type, tuple(statuses) or default, time.time() - age)
+        self.jobs.append(job)
+        return job
+
+    def end_jobs(self) -> None:
+        """Let every job reach its last status."""
+        for job in self.jobs:
+            job.step = len(job.statuses) - 1
+
+    def expire_tokens(self) -> None:
+        """Let every token expire."""
+        self.tokens.clear()
+
+    def unfinished(self, connection_id: str | None = None) -> list[Job]:
+        """Return the jobs that have not ended, of one connection or of all."""
+        jobs = [job for job in self.jobs if connection_id in (None, job.connection_id)]
+        return [job for job in jobs if self.status_of(job) not in ENDED]
+
+    def status_of(self, job: Job) -> str:
+        """Return the job's status now. A job that has ended stays so."""
+        last = len(job.statuses) - 1
+        if self.job_seconds is not None and not job.ended:
+            share = (time.time() - job.created) / self.job_seconds if self.job_seconds else 1
+            job.step = min(int(share * last), last)
+        status = job.statuses[job.step]
+        if status in ENDED and not job.ended:
+            job.ended = job.created + self.job_seconds if self.job_seconds else time.time()
+        return status
+
+    def job_response(self, job: Job, with_stats: bool = False) -> dict:
+        """Return the job as Airbyte shows it. What is not known yet is left out, as are the stats in some answers."""
+        status = self.status_of(job)
+        response = {
+            "jobId": job.id,
+            "status": status,
+            "jobType": job.type,
+            "startTime": iso_time(job.created),
+            "connectionId": job.connection_id,
+        }
+        if job.ended:
+            response["lastUpdatedAt"] = iso_time(job.ended)
+        if status != "pending":
+            response["duration"] = iso_duration(int((job.ended or time.time()) - job.created))
+        if with_stats:
+            synced = status == "succeeded" and job.type in ("sync", "refresh")
+            response.update(bytesSynced=48_211_904 if synced else 0, rowsSynced=125_000 if synced else 0)
+        return response
+
+    # The operations of the API, each with the request that it carries out.
+
+    def create_token(self, request: Request) -> dict:
+        """POST /v1/applications/token"""
+        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+            client = {key: values[-1] for key, values in parse_qs(request.body).items()}
+        else:
+            client = request.json()
+        if client.get("grant-type") not in (None, "client_credentials"):
+            raise not_understood("no such grant-type")
+        if not {"client_id", "client_secret"} <= set(client):
+            raise not_understood("client_id or client_secret is missing")
+        if (client["client_id"], client["client_secret"]) != (CLIENT_ID, CLIENT_SECRET):
+            raise not_understood("Invalid client id or token") if self.self_managed else Refused(401, uncaught_error())
+        token = f"fake.{uuid.uuid4()}"
+        self.tokens[token] = time.time() + self.token_seconds
+        return {"access_token": token, "token_type": "Bearer", "expires_in": int(self.token_seconds)}
+
+    def create_job(self, request: Request) -> dict:
+        """POST /v1/jobs"""
+        self.authorize(request)
+        body = request.json()
+        job_type = body.get("jobType")
+        if job_type not in JOB_TYPES or "connectionId" not in body:
+            raise not_understood("no such jobType, or no connectionId")
+        connection_id = self.existing_connection(body["connectionId"])
+        if job_type == "refresh":
+            raise Refused(422, problem(422, "Refreshes are not supported in the public API"))
+        if job_type in ("reset", "clear"):  # Airbyte calls both a reset, and cancels what runs for it.
+            self.cancel(connection_id)
+            return self.job_response(self.add_job(connection_id, "reset"))
+        for job in self.unfinished(connection_id):
+            begun = any(status not in NOT_BEGUN for status in job.statuses[: job.step + 1])
+            response = self.job_response(job)
+            if job.type in ("reset", "clear"):  # which nobody polls
+                self.step(job)
+            if not begun:
+                return response
+            message = f"A sync is already running for: {connection_id}"
+            raise Refused(409, problem(409, message, "try-again-later", "Please try again later."))
+        return self.job_response(self.add_job(connection_id, self.pending.pop(0) if self.pending else "sync"))
+
+    def get_job(self, request: Request) -> dict:
+        """GET /v1/jobs/{jobId}"""
+        job = self.existing_job(request)
+        response = self.job_response(job, with_stats=True)
+        request.job_status = response["status"]
+        self.step(job)
+        return response
+
+    def cancel_job(self, request: Request) -> dict:
+        """DELETE /v1/jobs/{jobId}: whatever runs on that job's connection is cancelled"""
+        job = self.existing_job(request)
+        if not self.cancel(job.connection_id):
+            raise Refused(409, problem(409, "Job is not currently running"))
+        return self.job_response(job)
+
+    def list_jobs(self, request: Request) -> dict:
+        """GET /v1/jobs: the oldest first, unless orderBy says otherwise"""
+        self.authorize(request)
+        query = request.query
+        limit, offset = self.number(query, "limit", 20, 1, 100), self.number(query, "offset", 0, 0, 2**31 - 1)
+        order = re.search(r"(createdAt|updatedAt)\|(ASC|DESC)", query.get("orderBy", "createdAt|ASC"))
+        if not order:
+            raise Refused(400, problem(400, f"Invalid order by clause provided: {query['orderBy']}"))
+        for name, known in (("jobType", JOB_TYPES), ("status", JOB_STATUSES)):
+            if query.get(name, known[0]) not in known:
+                raise not_understood(f"no such {name}")
+        times = {
+            name: parse_time(query[name]) for name in query if re.fullmatch("(created|updated)At(Start|End)", name)
+        }
+        if "connectionId" in query and not (self.self_managed and is_uuid(query["connectionId"])):
+            self.existing_connection(query["connectionId"])
+
+        def wanted(job: Job) -> bool:
+            return (
+                query.get("connectionId", job.connection_id) == job.connection_id
+                and WORKSPACE_ID in query.get("workspaceIds", WORKSPACE_ID).split(",")
+                and job.type in ([query["jobType"]] if "jobType" in query else self.lists)
+                and query.get("status", self.status_of(job)) == self.status_of(job)
+                and times.get("createdAtStart", 0) <= job.created <= times.get("createdAtEnd", math.inf)
+                and times.get("updatedAtStart", 0) <= job.updated <= times.get("updatedAtEnd", math.inf)
+            )
+
+        def by_time(job: Job) -> float:
+            return job.created if order[1] == "createdAt" else job.updated
+
+        jobs = sorted(filter(wanted, self.jobs), key=by_time, reverse=order[2] == "DESC")[offset : offset + limit]
+
+        def page(start: int) -> str:
+            same = {name: query[name] for name in ("jobType", "connectionId", "workspaceIds") if name in query}
+            return f"{self.url}/v1/jobs?" + urlencode({**same, "limit": limit, "offset": start})
+
+        return {
+            "data": [self.job_response(job, with_stats=True) for job in jobs],
+            "next": page(offset + limit) if jobs else "",
+            "previous": page(max(offset - limit, 0)) if offset else "",
+        }
+
+    def get_connection(self, request: Request) -> dict:
+        """GET /v1/connections/{connectionId}"""
+        self.authorize(request)
+        connection_id = self.existing_connection(request.path.rpartition("/")[2])
+        return {
+            "connectionId": connection_id,
+            "name": "Shop → Warehouse",
+            "sourceId": "1b2c3d4e-0001-4000-8000-000000000001",
+            "destinationId": "1b2c3d4e-0002-4000-8000-000000000002",
+            "workspaceId": WORKSPACE_ID,
+            "status": "active",
+            "schedule": {"scheduleType": "manual"},
+            "dataResidency": "auto",
+            "configurations": {"streams": []},
+            "createdAt": 1_700_000_000,
+            "tags": [],
+        }
+
+    # What the operations have in common.
+
+    def authorize(self, request: Request) -> None:
+        """Refuse a request without a token that is still alive."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme != "Bearer" or self.tokens.get(token, 0) < time.time():
+            raise Refused(401, framework_error("Unauthorized", "Unauthorized"))
+
+    def existing_connection(self, connection_id: str) -> str:
+        """Return the connection id, or refuse it if it is no UUID or no connection has it."""
+        if connection_id in self.statuses:
+            return connection_id
+        if not self.self_managed:
+            raise Refused(403)
+        raise Refused(404 if is_uuid(connection_id) else 500)
+
+    def existing_job(self, request: Request) -> Job:
+        """Return the job whose id ends the path, or refuse the request."""
+        self.authorize(request)
+        job_id = request.path.rpartition("/")[2]
+        if not job_id.isdigit():
+            raise not_understood(f"Failed to convert argument [jobId] for value [{job_id}]")
+        for job in self.jobs:
+            if job.id == int(job_id):
+                return job
+        raise Refused(409, problem(409, "Job is not currently running")) if self.self_managed else Refused(403)
+
+    def cancel(self, connection_id: str) -> bool:
+        """Cancel what runs on a connection, and return whether anything did."""
+        running = self.unfinished(connection_id)
+        for job in running:
+            job.statuses, job.step, job.ended = ("cancelled",), 0, time.time()
+        return bool(running)
+
+    def step(self, job: Job) -> None:
+        """Let the job reach its next status, unless the time decides that."""
+        job.step = min(job.step + 1, len(job.statuses) - 1)
+
+    @staticmethod
+    def number(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+        """Return a number of the query, or refuse it."""
+        text = query.get(name, str(default))
+        if not text.isdigit() or not least <= int(text) <= most:
+            raise Refused(400, uncaught_error())
+        return int(text)
+
+
+OPERATIONS = [
+    ("POST", "/v1/applications/token", FakeAirbyte.create_token),
+    ("POST", "/v1/jobs", FakeAirbyte.create_job),
+    ("GET", "/v1/jobs", FakeAirbyte.list_jobs),
+    ("GET", "/v1/jobs/[^/]+", FakeAirbyte.get_job),
+    ("DELETE", "/v1/jobs/[^/]+", FakeAirbyte.cancel_job),
+    ("GET", "/v1/connections/[^/]+", FakeAirbyte.get_connection),
+]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Takes a request, lets it meet its fault or has it carried out, and answers."""
+
+    server: FakeAirbyte
+
+    def handle_request(self) -> None:
+        airbyte, url = self.server, urlsplit(self.path)
+        operation = self.operation(url.path)
+        request = Request(
+            operation=operation.__name__ if operation else None,
+            method=self.command,
+            path=url.path,
+            query={key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()},
+            headers={key.lower(): value for key, value in self.headers.items()},
+            body=self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(),
+            port=self.client_address[1],
+        )
+        with airbyte.lock:
+            faults = airbyte.faults.get(request.operation, [])
+            number = len(airbyte.requests_of(request.operation))
+            fault = (faults[number] if number < len(faults) else None) or Fault()
+            airbyte.requests.append(request)
+            if fault.before:
+                fault.before(airbyte)
+            if fault.carried_out or not fault.replaces_the_answer:
+                request.status, request.answer = self.carry_out(operation, request)
+            if fault.after:
+                fault.after(airbyte)
+            if fault.replaces_the_answer:
+                request.status = fault.status or 200
+                request.answer = body_of(request.status) if fault.body is None else fault.body
+        if fault.no_answer:
+            request.answer = f"({fault.no_answer})"
+        airbyte.log(request)
+        if fault.no_answer == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        elif fault.no_answer == "silent":
+            airbyte.closing.wait()
+        else:
+            self.send(request.status, request.answer)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request
+
+    def operation(self, path: str) -> Callable[[FakeAirbyte, Request], dict] | None:
+        """Return the operation that the method and the path stand for, if any."""
+        for method, pattern, operation in OPERATIONS:
+            if method == self.command and re.fullmatch(re.escape(self.server.base_path) + pattern, path):
+                return operation
+        return None
+
+    def carry_out(self, operation: Callable[[FakeAirbyte, Request], dict] | None, request: Request) -> tuple[int, str]:
+        """Return the status and the body of Airbyte's answer."""
+        if not operation:
+            return 404, '{"message":"The current request is not defined by this API.","code":404}'
+        try:
+            return 200, json.dumps(operation(self.server, request))
+        except Refused as refused:
+            return refused.status, refused.body
+
+    def send(self, status: int, text: str) -> None:
+        """Send the answer."""
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html" if text.startswith("<") else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 302:
+            self.send_header("Location", f"{self.server.url}/v1/jobs")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        """Leave the log to the server's `log`."""
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time since the epoch as Airbyte writes it: whole seconds, and none where they are zero."""
+    moment = datetime.fromtimestamp(int(seconds), timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ" if moment.second else "%Y-%m-%dT%H:%MZ")
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds since the epoch for an ISO time in a query, or refuse it."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        raise not_understood(f"no time: {text}") from None
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether a text is a UUID."""
+    with suppress(ValueError, AttributeError, TypeError):
+        return bool(uuid.UUID(text))
+    return False
+
+
+def iso_duration(seconds: int) -> str:
+    """Return a duration in seconds as Airbyte writes it: "PT1H4M", "PT12S", "PT0S"."""
+    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+    parts = ((hours, "H"), (minutes, "M"), (seconds, "S"))
+    return "PT" + ("".join(f"{number}{unit}" for number, unit in parts if number) or "0S")
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="A fake Airbyte on loopback.")
+    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--job-seconds", type=float, default=20, help="how long a sync takes (default: %(default)s)")
+    parser.add_argument("--base-path", default="", help="/api/public for a self-managed Airbyte (default: none)")
+    arguments = parser.parse_args()
+
+    def log(request: Request) -> None:
+        print(f"{request.method} {request.path} -> {request.status} {request.answer}", flush=True)
+
+    with FakeAirbyte(
+        port=arguments.port, job_seconds=arguments.job_seconds, base_path=arguments.base_path, log=log
+    ) as airbyte:
+        print(
+            f"""The fake Airbyte answers at {airbyte.url} until Ctrl-C. Get a token, start a sync, poll its job:
+
+curl {airbyte.url}/v1/applications/token -H 'Content-Type: application/json' \\
+  -d '{{"client_id": "{CLIENT_ID}", "client_secret": "{CLIENT_SECRET}"}}'
+curl {airbyte.url}/v1/jobs -H 'Content-Type: application/json' -H 'Authorization: Bearer <access_token>' \\
+  -d '{{"connectionId": "{CONNECTION_ID}", "jobType": "sync"}}'
+curl {airbyte.url}/v1/jobs/1001 -H 'Authorization: Bearer <access_token>'
+""",
+            flush=True,
+        )
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()
