@@ -7,8 +7,8 @@ until it ends, and holds no worker slot in between. Set up in *Admin*:
 - Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
   (self-managed Airbyte: `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
-- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: from *User settings → Applications* in Airbyte;
-  or `CLOUD_API_TOKEN`, if you have a token that outlives the sync
+- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: from *User settings → Applications* in Airbyte
+  (or `CLOUD_API_TOKEN`: a token that outlives the sync)
 
 Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer sync.
 Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
@@ -48,10 +48,9 @@ def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFail
     """Return Airbyte's JSON answer with this key. Raise the `refusal` for 3xx and 4xx, else an error that is retried."""
     request, status, text = response.request, response.status_code, response.text[:1000]
     said = f"Airbyte answered {request.method} {request.path_url} with {status}:"
-    if status in (408, 429) or status >= 500:
-        raise RuntimeError(f"{said} {text}")
     if status >= 300:
-        raise refusal(f"{said} {text} {advice}")
+        busy = status in (408, 429) or status >= 500
+        raise RuntimeError(f"{said} {text}") if busy else refusal(f"{said} {text} {advice}")
     if f'"{key}"' not in response.text:
         raise RuntimeError(f"{said} no JSON object with {key}. {advice}")  # The text may hold a token: do not quote it.
     return response.json()
@@ -100,8 +99,7 @@ def newest_jobs(ti, params) -> list:
 def follow_earlier_try(context) -> None:
     """Before a retry, turn the POST into a GET of the job that an earlier try started, if its answer was lost."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
-    first_try_number = ti.max_tries - task.retries + 1  # since the task was cleared
-    if ti.try_number == first_try_number:
+    if ti.try_number == ti.max_tries - task.retries + 1:  # the first try, or the first since the task was cleared
         return
     run_start = context["dag_run"].start_date.replace(microsecond=0)  # Airbyte's times are in whole seconds.
     for job in newest_jobs(ti, context["params"]):
@@ -165,8 +163,7 @@ with DAG(
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,
-        # Rendered at every task start, so at every poke: the token is always fresh.
-        "headers": {**HEADERS, "Authorization": "Bearer {{ airbyte_token(ti) }}"},
+        "headers": {**HEADERS, "Authorization": "Bearer {{ airbyte_token(ti) }}"},  # rendered anew at every poke
         "extra_options": HTTP_OPTIONS,
         "deferrable": False,  # The triggerer would keep an old token, and would not call the functions above.
         "retry_delay": 30,

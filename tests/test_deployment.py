@@ -6,9 +6,9 @@ import json
 import uuid
 
 import pytest
-from airbyte_api import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, AirbyteApi
-from airflow_home import AIRFLOW_VERSION, DAG_ID, START, WAIT, files, leaks
-from deployment import AIRFLOW_3, Deployment
+from sandbox.airflow_home import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, START, WAIT, kept_files, leaks
+from sandbox.deployment import AIRFLOW_3, Deployment
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault, Request
 
 pytestmark = [
     pytest.mark.deployment,
@@ -19,26 +19,26 @@ pytestmark = [
 ]
 
 OTHERS = [str(uuid.UUID(int=number, version=4)) for number in range(1, 6)]
-SWIFT, FAILS = (str(uuid.UUID(int=number, version=4)) for number in (6, 7))  # connections by what their syncs do
+ENDS_AT_ONCE, FAILS = (str(uuid.UUID(int=number, version=4)) for number in (6, 7))
 STATUSES = {
-    **{connection_id: SUCCEEDS for connection_id in (CONNECTION_ID, *OTHERS)},
-    SWIFT: ("succeeded",),
+    **dict.fromkeys((CONNECTION_ID, *OTHERS), SUCCEEDS),
+    ENDS_AT_ONCE: ("succeeded",),
     FAILS: ("running", "failed"),
 }
-HASTY = {"retry_delay": 1, "max_retry_delay": 1}
+SHORT_DELAYS = {"retry_delay": 1, "max_retry_delay": 1}
 # One slot takes Airflow 2 six seconds for a poke, and there are five sensors: it keeps the DAG's own interval.
-POLICY = {START: HASTY, WAIT: {**HASTY, **({"poke_interval": 5} if AIRFLOW_3 else {})}}
+POLICY = {START: SHORT_DELAYS, WAIT: {**SHORT_DELAYS, **({"poke_interval": 5} if AIRFLOW_3 else {})}}
 STALE_TOKEN = "a-token-that-has-grown-stale"
 
 
 @pytest.fixture(scope="module")
 def airbyte():
-    with AirbyteApi(statuses=STATUSES) as airbyte:
+    with FakeAirbyte(statuses=STATUSES) as airbyte:
         yield airbyte
 
 
 @pytest.fixture(scope="module")
-def airflow(airbyte, tmp_path_factory):
+def deployment(airbyte, tmp_path_factory):
     """An Airflow with one worker slot, whose Variables and connection are set as the README says."""
     home = tmp_path_factory.mktemp("deployment")
     environ = {
@@ -48,9 +48,7 @@ def airflow(airbyte, tmp_path_factory):
     }
     with (home / "out.log").open("w") as out:
         with Deployment(home, environ, out) as deployment:
-            deployment.airflow(
-                "connections", "add", "airbyte-api-cloud-connection", "--conn-type", "http", "--conn-host", airbyte.url
-            )
+            deployment.airflow("connections", "add", HTTP_CONNECTION, "--conn-type", "http", "--conn-host", airbyte.url)
             deployment.airflow("variables", "set", "MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID)
             deployment.airflow("variables", "set", "AIRBYTE_CLIENT_ID", CLIENT_ID)
             deployment.airflow("variables", "set", "AIRBYTE_CLIENT_SECRET", CLIENT_SECRET)
@@ -66,102 +64,136 @@ def endless(airbyte):
     airbyte.job_seconds = 0
 
 
-def jobs_of(airbyte, connection_id: str) -> int:
-    """Return how many syncs of a connection there were."""
-    return len([job for job in airbyte.jobs if job["connection"] == connection_id])
+def job_count(airbyte: FakeAirbyte, connection_id: str) -> int:
+    """Return how many jobs of a connection there were."""
+    return len([job for job in airbyte.jobs if job.connection_id == connection_id])
 
 
-def call_after(airflow, airbyte, call: str, number: int) -> dict:
-    """Wait for the call of a kind that comes after so many, and return its request."""
-    return airflow.wait_for(lambda: next(iter(airbyte.calls(call)[number:]), None), f"the {call}")
+def next_request(deployment: Deployment, airbyte: FakeAirbyte, operation: str, number: int) -> Request:
+    """Wait for the request of an operation that comes after so many, and return it."""
+    return deployment.wait_for(lambda: next(iter(airbyte.requests_of(operation)[number:]), None), operation)
 
 
-def test_the_dag_appears_without_an_error_or_a_warning(airflow):
-    assert airflow.get("/importErrors")["total_entries"] == 0
-    assert airflow.get("/dagWarnings")["total_entries"] == 0
-    tasks = airflow.get(f"/dags/{DAG_ID}/tasks")["tasks"]
+def wait_until_it_waits(deployment: Deployment, run_id: str) -> None:
+    """Wait until the sensor of a run is between two pokes."""
+    deployment.wait_for(lambda: deployment.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", "the wait")
+
+
+def test_the_dag_appears_without_an_error_or_a_warning(deployment):
+    assert deployment.api("/importErrors")["total_entries"] == 0
+    assert deployment.api("/dagWarnings")["total_entries"] == 0
+    tasks = deployment.api(f"/dags/{DAG_ID}/tasks")["tasks"]
     assert {task["task_id"] for task in tasks} == {START, WAIT}
 
 
-def test_syncs_the_connection_of_the_variable_or_of_the_run(airflow, airbyte):
+def test_syncs_the_connection_of_the_variable_or_of_the_run(deployment, airbyte):
     airbyte.job_seconds = 4
-    runs = [airflow.trigger(), airflow.trigger(connection_id=OTHERS[0])]
-    assert [airflow.end_of(run_id) for run_id in runs] == ["success", "success"]
-    assert sorted(job["connection"] for job in airbyte.jobs) == sorted([CONNECTION_ID, OTHERS[0]])
+    runs = [deployment.trigger(), deployment.trigger(connection_id=OTHERS[0])]
+    assert [deployment.end_of(run_id) for run_id in runs] == ["success", "success"]
+    assert sorted(job.connection_id for job in airbyte.jobs) == sorted([CONNECTION_ID, OTHERS[0]])
 
 
-def test_waits_for_five_syncs_with_one_worker_slot(airflow, airbyte, endless):
-    runs = [airflow.trigger(connection_id=connection_id) for connection_id in OTHERS]
+def test_waits_for_five_syncs_with_one_worker_slot(deployment, airbyte, endless):
+    runs = [deployment.trigger(connection_id=connection_id) for connection_id in OTHERS]
     rescheduled = set()
 
     def all_wait() -> bool:
         states = {
-            run_id: {task_id: task["state"] for task_id, task in airflow.tasks(run_id).items()} for run_id in runs
+            run_id: {task_id: task["state"] for task_id, task in deployment.tasks(run_id).items()} for run_id in runs
         }
         assert [state for tasks in states.values() for state in tasks.values()].count("running") <= 1
         rescheduled.update(run_id for run_id, tasks in states.items() if tasks.get(WAIT) == "up_for_reschedule")
         return len(rescheduled) == len(runs)
 
-    airflow.wait_for(all_wait, "five sensors that wait without a slot", 180)
-    assert sorted(job["connection"] for job in airbyte.running()) == sorted(OTHERS)
+    deployment.wait_for(all_wait, "five sensors that wait without a slot", 180)
+    assert sorted(job.connection_id for job in airbyte.unfinished()) == sorted(OTHERS)
     airbyte.job_seconds = 0
-    assert [airflow.end_of(run_id) for run_id in runs] == ["success"] * 5
+    assert [deployment.end_of(run_id) for run_id in runs] == ["success"] * 5
 
 
-@pytest.mark.parametrize("connection_id, state", [(SWIFT, "success"), (FAILS, "failed")])
-def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(airflow, airbyte, connection_id, state):
+@pytest.mark.parametrize("connection_id, state", [(ENDS_AT_ONCE, "success"), (FAILS, "failed")])
+def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(deployment, airbyte, connection_id, state):
     airbyte.job_seconds = 1  # it has ended by the time of the retry
-    before, posts = jobs_of(airbyte, connection_id), len(airbyte.calls("start"))
-    airbyte.will_meet("start", "silence after")
-    run_id = airflow.trigger(connection_id=connection_id)
-    post = call_after(airflow, airbyte, "start", posts)
-    airflow.wait_for(lambda: post["answer"], "the job")
-    airflow.process_of(post["port"]).kill()
-    assert airflow.end_of(run_id) == state
-    assert jobs_of(airbyte, connection_id) == before + 1
+    jobs, posts = job_count(airbyte, connection_id), len(airbyte.requests_of("create_job"))
+    airbyte.next_meets("create_job", Fault(no_answer="silent", carried_out=True))
+    run_id = deployment.trigger(connection_id=connection_id)
+    post = next_request(deployment, airbyte, "create_job", posts)
+    deployment.wait_for(lambda: post.answer, "the job")
+    deployment.process_of(post.port).kill()
+    assert deployment.end_of(run_id) == state
+    assert job_count(airbyte, connection_id) == jobs + 1
 
 
-def test_a_task_killed_amid_a_poll_waits_on(airflow, airbyte, endless):
-    before, polls = jobs_of(airbyte, CONNECTION_ID), len(airbyte.calls("poll"))
-    airbyte.will_meet("poll", "silence")
-    run_id = airflow.trigger()
-    poll = call_after(airflow, airbyte, "poll", polls)
-    airflow.process_of(poll["port"]).kill()
-    airflow.wait_for(lambda: len(airbyte.calls("poll")) > polls + 1, "another poll")
+def test_a_task_killed_amid_a_poll_waits_on(deployment, airbyte, endless):
+    jobs, polls = job_count(airbyte, CONNECTION_ID), len(airbyte.requests_of("get_job"))
+    airbyte.next_meets("get_job", Fault(no_answer="silent"))
+    run_id = deployment.trigger()
+    poll = next_request(deployment, airbyte, "get_job", polls)
+    deployment.process_of(poll.port).kill()
+    next_request(deployment, airbyte, "get_job", polls + 1)
     airbyte.job_seconds = 0
-    assert airflow.end_of(run_id) == "success"
-    assert jobs_of(airbyte, CONNECTION_ID) == before + 1
+    assert deployment.end_of(run_id) == "success"
+    assert job_count(airbyte, CONNECTION_ID) == jobs + 1
 
 
-def test_a_scheduler_killed_amid_the_wait_waits_on_when_it_is_back(airflow, airbyte, endless):
-    before = jobs_of(airbyte, CONNECTION_ID)
-    run_id = airflow.trigger()
-    airflow.wait_for(lambda: airflow.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", "the wait")
-    airflow.kill("scheduler")
+def test_a_scheduler_killed_amid_the_wait_waits_on_when_it_is_back(deployment, airbyte, endless):
+    jobs = job_count(airbyte, CONNECTION_ID)
+    run_id = deployment.trigger()
+    wait_until_it_waits(deployment, run_id)
+    deployment.kill("scheduler")
     airbyte.job_seconds = 0
-    airflow.start("scheduler")
-    assert airflow.end_of(run_id) == "success"
-    assert jobs_of(airbyte, CONNECTION_ID) == before + 1
+    deployment.start("scheduler")
+    assert deployment.end_of(run_id) == "success"
+    assert job_count(airbyte, CONNECTION_ID) == jobs + 1
 
 
-def test_no_secret_is_kept_anywhere_but_in_the_variables(airflow, airbyte):
+def test_clearing_the_wait_waits_for_the_same_job_again(deployment, airbyte):
+    airbyte.job_seconds = 1
+    run_id = deployment.trigger()
+    assert deployment.end_of(run_id) == "success"
+    job, jobs, polls = airbyte.jobs[-1], len(airbyte.jobs), len(airbyte.requests_of("get_job"))
+    deployment.clear(run_id, WAIT)
+    assert next_request(deployment, airbyte, "get_job", polls).path.endswith(f"/{job.id}")
+    assert deployment.end_of(run_id) == "success"
+    assert len(airbyte.jobs) == jobs
+
+
+@pytest.mark.parametrize("run_has_ended", [True, False])
+def test_clearing_the_start_starts_a_new_sync(deployment, airbyte, endless, run_has_ended):
+    run_id = deployment.trigger()
+    wait_until_it_waits(deployment, run_id)
+    first = airbyte.jobs[-1]
+    airbyte.job_seconds = 0
+    assert airbyte.unfinished() == []
+    if run_has_ended:
+        assert deployment.end_of(run_id) == "success"
+    jobs, posts = len(airbyte.jobs), len(airbyte.requests_of("create_job"))
+    deployment.clear(run_id, START)
+    next_request(deployment, airbyte, "create_job", posts)
+    assert deployment.end_of(run_id) == "success"
+    assert len(airbyte.jobs) == jobs + 1
+    assert airbyte.requests_of("get_job")[-1].path.endswith(f"/{airbyte.jobs[-1].id}")
+    assert airbyte.jobs[-1].id != first.id
+
+
+def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
     airbyte.job_seconds = 3
-    ends = [airflow.end_of(airflow.trigger()), airflow.end_of(airflow.trigger(connection_id=FAILS))]
-    airflow.airflow("variables", "set", "CLOUD_API_TOKEN", STALE_TOKEN)
-    refused = airflow.trigger()
-    ends.append(airflow.end_of(refused))
+    ends = [deployment.end_of(deployment.trigger()), deployment.end_of(deployment.trigger(connection_id=FAILS))]
+    deployment.airflow("variables", "set", "CLOUD_API_TOKEN", STALE_TOKEN)
+    refused = deployment.trigger()
+    ends.append(deployment.end_of(refused))
     assert ends == ["success", "failed", "failed"]
-    log = airflow.get(f"/dags/{DAG_ID}/dagRuns/{refused}/taskInstances/{START}/logs/1")
+    log = deployment.api(f"/dags/{DAG_ID}/dagRuns/{refused}/taskInstances/{START}/logs/1")
     assert "with 401" in json.dumps(log)
 
-    answers = [airflow.get("/variables")] if AIRFLOW_3 else []  # The API of Airflow 2 shows Variables as they are.
-    for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]:
-        for task_id, task in airflow.tasks(run["dag_run_id"]).items():
+    answers = [deployment.api("/variables")] if AIRFLOW_3 else []  # The API of Airflow 2 shows Variables as they are.
+    for run in deployment.api(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]:
+        for task_id, task in deployment.tasks(run["dag_run_id"]).items():
             path = f"/dags/{DAG_ID}/dagRuns/{run['dag_run_id']}/taskInstances/{task_id}"
-            answers += [task, airflow.get(f"{path}/xcomEntries")]
-            answers += [airflow.get(f"{path}/xcomEntries/{entry['key']}") for entry in answers[-1]["xcom_entries"]]
-            answers += [airflow.get(f"{path}/logs/{number}") for number in range(1, task["try_number"] + 1)]
-    kept = {"the REST API": json.dumps(answers).encode(), **files(airflow.home)}
+            answers += [task, deployment.api(f"{path}/xcomEntries")]
+            answers += [deployment.api(f"{path}/xcomEntries/{entry['key']}") for entry in answers[-1]["xcom_entries"]]
+            answers += [deployment.api(f"{path}/logs/{number}") for number in range(1, task["try_number"] + 1)]
+    kept = {"the REST API": json.dumps(answers).encode(), **kept_files(deployment.home)}
     assert any(START in name for name in kept), "the logs are among what is searched"
     assert b"Authorization" in kept["the REST API"], "the rendered fields are among what is searched"
 

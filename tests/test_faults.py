@@ -508,6 +508,14 @@ def test_fails_with_a_link_if_the_job_has_failed(scenario, status, base_path):
     assert ("waits too long in its queue" in outcome.run.log) == (status == "cancelled")
 
 
+def test_links_to_the_ui_of_airbyte_cloud(run):
+    with FakeAirbyte(statuses={CONNECTION_ID: ("failed",)}) as airbyte:
+        proxy = {"HTTP_PROXY": airbyte.url, "NO_PROXY": None}  # so that the fake Airbyte answers for api.airbyte.com
+        result = run("http://api.airbyte.com", variables=proxy)
+    assert result.tasks == WAIT_FAILS
+    assert f"http://cloud.airbyte.com/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline" in result.log
+
+
 @pytest.mark.parametrize("fault", [Fault(403), Fault(503), RESET, *map(answering, NO_JOB.values())], ids=str)
 def test_says_that_the_job_has_failed_even_without_a_link(scenario, fault):
     outcome = scenario(

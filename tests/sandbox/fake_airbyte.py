@@ -416,6 +416,10 @@ class FakeAirbyte(ThreadingHTTPServer):
             "tags": [],
         }
 
+    def check_health(self, request: Request) -> str:
+        """GET /v1/health"""
+        return "Successful operation"
+
     # What the operations have in common.
 
     def authorize(self, request: Request) -> None:
@@ -470,6 +474,7 @@ OPERATIONS = [
     ("GET", "/v1/jobs/[^/]+", FakeAirbyte.get_job),
     ("DELETE", "/v1/jobs/[^/]+", FakeAirbyte.cancel_job),
     ("GET", "/v1/connections/[^/]+", FakeAirbyte.get_connection),
+    ("GET", "/v1/health", FakeAirbyte.check_health),
 ]
 
 
