@@ -7,8 +7,7 @@ until it ends, and holds no worker slot in between. Set up in *Admin*:
 - Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
   (self-managed Airbyte: `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
-- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: from *User settings → Applications* in Airbyte
-  (or `CLOUD_API_TOKEN`: a token that outlives the sync)
+- Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET`: *User settings → Applications* in Airbyte; or `CLOUD_API_TOKEN`
 
 Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer sync.
 Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
@@ -37,8 +36,7 @@ except ImportError:  # Airflow before 3.2
 
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-# `answer` handles errors and redirects. (Following a redirect would turn the POST into a GET.)
-HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}
+HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}  # `answer` judges every status.
 ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
 SYNCS = ("sync", "refresh")  # the job types that read and write the data; reset and clear only delete it
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one unknown today, the job goes on.
@@ -132,13 +130,16 @@ def sync_succeeded(response, ti) -> bool:
         time.sleep(ti.task.retry_delay.total_seconds())
         job = answer(get(ti, ti.task.endpoint), "status")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
-    if job["status"] in ("failed", "cancelled"):
+    if job["status"] == "succeeded":
+        ti.xcom_push(key="job", value=job)
+        return True
+    if job["status"] in ENDED:
         queue = " Airbyte also cancels a job that waits too long in its queue." if job["status"] == "cancelled" else ""
         said = f"Airbyte job {job['jobId']} {job['status']}: its log in Airbyte says why.{queue}"
         raise AirflowFailException(f"{said} {job_page(ti, job, response.url)}")
-    if job["status"] == "succeeded":
-        ti.xcom_push(key="job", value=job)
-    return job["status"] == "succeeded"
+    age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # The next poke comes after a twentieth of it.
+    ti.task.poke_interval = max(ti.task.poke_interval, min(age.total_seconds() / 20, 5 * 60))
+    return False
 
 
 def job_page(ti, job: dict, url: str) -> str:
@@ -158,6 +159,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
+    max_active_runs=256,  # one for each Airbyte connection; Airflow's default is 16, and a run that waits counts
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], title="Airbyte connection id, if not the Variable's")},
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
@@ -186,7 +188,7 @@ with DAG(
         endpoint=f"v1/jobs/{trigger_sync.output}",
         response_check=sync_succeeded,
         mode="reschedule",  # Between two pokes it holds no worker slot.
-        poke_interval=30,
+        poke_interval=30,  # the shortest: see `sync_succeeded`
         timeout=24 * 60 * 60,
         silent_fail=True,  # A poke that Airbyte cannot answer is logged and repeated.
         retries=288,  # every 5 minutes for 24 hours, for what fails before the poke: no token, a lost worker

@@ -8,8 +8,12 @@ import os
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+import threading
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +21,10 @@ import pytest
 from sandbox import airflow_home
 from sandbox.airflow_home import AIRFLOW_VERSION, START, WAIT
 
-SLOW_MARKS = ("deployment",)
+SLOW_MARKS = {
+    "deployment": "a real scheduler; takes minutes",
+    "celery": "a distributed Airflow on PostgreSQL and Redis; takes minutes",
+}
 
 
 def pytest_addoption(parser):
@@ -26,7 +33,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "deployment: needs a real scheduler and takes minutes: pytest -m deployment")
+    for mark, needs in SLOW_MARKS.items():
+        config.addinivalue_line("markers", f"{mark}: {needs}: pytest -m {mark}")
 
 
 def pytest_report_header(config):
@@ -119,3 +127,33 @@ def run(monkeypatch, capfd):
         )
 
     return run
+
+
+@pytest.fixture
+def scheduled_pokes(home):
+    """
+    The seconds from each poke to the next one, as Airflow has scheduled it.
+
+    Nobody waits for it: what is scheduled for later becomes due at once.
+    """
+    seconds: list[float] = []
+    done = threading.Event()
+
+    def let_time_pass() -> None:
+        with closing(sqlite3.connect(home / "airflow.db", timeout=30)) as database:
+            database.execute("DELETE FROM task_reschedule")
+            database.commit()
+            while not done.wait(0.1):
+                rows = database.execute(
+                    "SELECT id, end_date, reschedule_date FROM task_reschedule ORDER BY id"
+                ).fetchall()
+                for row_id, end, reschedule in rows[len(seconds) :]:
+                    seconds.append((datetime.fromisoformat(reschedule) - datetime.fromisoformat(end)).total_seconds())
+                    database.execute("UPDATE task_reschedule SET reschedule_date = end_date WHERE id = ?", [row_id])
+                    database.commit()
+
+    thread = threading.Thread(target=let_time_pass)
+    thread.start()
+    yield seconds
+    done.set()
+    thread.join()

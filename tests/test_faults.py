@@ -226,6 +226,12 @@ def test_a_refusal_amid_other_faults_does_not_end_the_wait(scenario):
             new_jobs=0,
         ),
         case(
+            "a sync is running, after more than a page of others",
+            existing_jobs=(*({"age": 200, "statuses": ("succeeded",)},) * 25, RUNNING),
+            log_contains="1026 is already running",
+            new_jobs=0,
+        ),
+        case(
             "a sync is running, and it fails",
             existing_jobs=({"age": 9, "statuses": ("running", "running", "failed")},),
             log_contains="Airbyte job 1001 failed",
@@ -456,6 +462,12 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, case):
 )
 def test_tries_again_if_it_is_not_airbyte_that_answers(scenario, operation, key, post_count, body):
     scenario(faults={operation: [Fault(body=body)]}, log_contains=f"no JSON object with {key}", post_count=post_count)
+
+
+def test_does_not_quote_an_answer_that_may_hold_a_token(scenario):
+    answer = Fault(body='{"token": "a-token-under-another-name"}')
+    outcome = scenario(faults={"create_token": [answer], "get_job": [answer]}, log_contains="no JSON object with")
+    assert "a-token-under-another-name" not in outcome.run.log
 
 
 @pytest.mark.parametrize(

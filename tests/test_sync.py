@@ -6,7 +6,7 @@ import json
 
 import pytest
 from sandbox.airflow_home import START, WAIT, kept_files, leaks
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAirbyte
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAirbyte, Fault
 
 OTHER_CONNECTION_ID = "0b9f6f2e-1111-4c4c-8d8d-5f2f3c4d5e6f"
 
@@ -85,6 +85,38 @@ def test_needs_no_variable_if_the_run_names_the_connection(run):
     with FakeAirbyte() as airbyte:
         result = run(airbyte.url, conf={"connection_id": CONNECTION_ID}, variables=unset)
     assert result.state == "success"
+
+
+@pytest.mark.parametrize(
+    "age, poke_interval, seconds",
+    [
+        (0, 30, 30),
+        (600, 30, 30),
+        (1200, 30, 60),
+        (3600, 30, 180),
+        (6000, 30, 300),
+        (24 * 3600, 30, 300),
+        (1200, 120, 120),
+        (24 * 3600, 600, 600),
+        (-3600, 30, 30),
+    ],
+)
+def test_asks_an_old_job_less_often(run, scheduled_pokes, age, poke_interval, seconds):
+    with FakeAirbyte() as airbyte:
+        airbyte.add_job(statuses=("running", "running", "succeeded"), age=age)
+        result = run(airbyte.url, policy={WAIT: {"poke_interval": poke_interval}})
+    assert result.state == "success"
+    assert scheduled_pokes == pytest.approx([seconds] * len(scheduled_pokes), abs=5)
+    assert len(scheduled_pokes) >= 2
+
+
+@pytest.mark.parametrize("start_time", ["", '"startTime": "soon", ', '"startTime": null, ', '"startTime": 5, '])
+def test_bears_a_job_that_does_not_say_when_it_began(run, scheduled_pokes, start_time):
+    job = Fault(body=f'{{{start_time}"jobId": 1001, "status": "running", "jobType": "sync"}}')
+    with FakeAirbyte(faults={"get_job": [job, job]}) as airbyte:
+        result = run(airbyte.url, policy={WAIT: {"poke_interval": 30}})
+    assert result.state == "success"
+    assert scheduled_pokes == pytest.approx([30] * len(scheduled_pokes), abs=5)
 
 
 @pytest.mark.parametrize("base_path, slash", [("", ""), ("", "/"), ("/api/public", ""), ("/api/public", "/")])

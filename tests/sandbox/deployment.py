@@ -86,11 +86,14 @@ class Deployment:
 
     :param home: an empty folder for it
     :param environ: more environment variables: Variables, connections, settings
-    :param port: of the web server, if nobody listens on it
     :param out: takes what the processes print
+    :param port: of the web server, if nobody listens on it
+    :param more: more commands that belong to it, by name: workers, a triggerer
     """
 
-    def __init__(self, home: Path, environ: dict[str, str], out, port: int = 0) -> None:
+    def __init__(
+        self, home: Path, environ: dict[str, str], out, port: int = 0, more: dict[str, list[str]] | None = None
+    ) -> None:
         self.home = home
         port = free_port(port)
         self.url = f"http://127.0.0.1:{port}"
@@ -130,6 +133,7 @@ class Deployment:
             "web": ["airflow", *serve, "127.0.0.1", "--port", str(port), "--workers", "1"],
             "scheduler": ["airflow", "scheduler", "--skip-serve-logs"],
             **({"dag-processor": ["airflow", "dag-processor"]} if AIRFLOW_3 else {}),
+            **(more or {}),
         }
         self.processes: dict[str, subprocess.Popen] = {}
         self.stack = ExitStack()
