@@ -1,8 +1,8 @@
 """
-See the DAG work, in a minute: no Airbyte account, no Docker, and nobody's own Airflow is touched.
+See the DAG work, without an Airbyte account and without Docker. No existing Airflow is touched.
 
-`python tests/demo.py` runs the unchanged DAG file on a real Airflow of its own against a fake Airbyte.
-`python tests/demo.py --ui` starts that Airflow with its web UI, for you to trigger the DAG in.
+`python tests/demo.py` runs the real DAG once, on a throwaway Airflow against a fake Airbyte.
+`python tests/demo.py --ui` starts that Airflow with its web UI, where you trigger the DAG yourself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ except PackageNotFoundError:
 OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
 FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 SYNC_SECONDS = 7
+NEXT = """
+To run it in your own Airflow, copy dags/airbyte_api_sync_demo.py into its dags folder and see "Set it up" in README.md.
+To click through it here first: python tests/demo.py --ui"""
 
 
 def line(request: Request) -> str:
@@ -53,7 +56,7 @@ def run_once(home: Path, log: Path, say) -> int:
     """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
     with FakeAirbyte(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}")
-        say(f"Setting up an Airflow in {home}; its log is {log}")
+        say(f"Setting up an Airflow in {home}, which logs to {log}")
         environ = {
             **airflow_home.environment(home),
             **airflow_home.dag_settings(airbyte.url),
@@ -69,16 +72,18 @@ def run_once(home: Path, log: Path, say) -> int:
         subprocess.run(command, env=environ, cwd=home, **streams)
         outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
     if outcome["state"] != "success":
-        say(f"The run has ended as {outcome['state']}: {log} says why")
+        say(f"The run has ended in the state {outcome['state']}: {log} says why")
         return 1
     job = outcome["job"]
+    log.unlink()
     say(f"The sync has succeeded: {job['rowsSynced']:,} rows, {job['bytesSynced']:,} bytes, in {job['duration']}")
+    print(NEXT)
     return 0
 
 
 @contextmanager
 def ui(home: Path, log: Path, say, port: int = 8080):
-    """Start an Airflow whose web UI has all that the DAG needs, and give its `Deployment`."""
+    """Run an Airflow that has all that the DAG needs, with its web UI. It is yielded as a `Deployment`."""
     statuses = {
         CONNECTION_ID: SUCCEEDS,
         OTHER_CONNECTION_ID: SUCCEEDS,
@@ -88,34 +93,34 @@ def ui(home: Path, log: Path, say, port: int = 8080):
         "w"
     ) as out:
         say(f"A fake Airbyte answers at {airbyte.url}")
-        say(f"Starting an Airflow in {home}; its log is {log}")
+        say(f"Starting an Airflow in {home}, which logs to {log}")
         policy = json.dumps({airflow_home.WAIT: {"poke_interval": 15, "retry_delay": 5}})
-        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as airflow:
-            airflow.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
+        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as deployment:
+            deployment.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             for key, value in (
                 ("MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID),
                 ("AIRBYTE_CLIENT_ID", CLIENT_ID),
                 ("AIRBYTE_CLIENT_SECRET", CLIENT_SECRET),
             ):
-                airflow.api("/variables", {"key": key, "value": value})
+                deployment.api("/variables", {"key": key, "value": value})
             say(f"""Airflow is ready, without a login. Open
 
-    {airflow.url}/dags/{airflow_home.DAG_ID}
+    {deployment.url}/dags/{airflow_home.DAG_ID}
 
-and press Trigger. Leave the Airbyte connection id empty, or give one of these:
+and press Trigger. Leave the Airbyte connection id empty, or enter one of these:
 
     {OTHER_CONNECTION_ID}  another connection
     {FAILING_CONNECTION_ID}  one whose syncs fail
 
-Ctrl-C ends it all.
+Press Ctrl-C to end it all.
 """)
-            yield airflow
+            yield deployment
 
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ui", action="store_true", help="start Airflow's web UI too, and leave the rest to you")
+    parser.add_argument("--ui", action="store_true", help="start Airflow's web UI, and leave the rest to you")
     arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
     log = home.with_name(f"{home.name}.log")
@@ -138,7 +143,7 @@ def main() -> int:
 
 
 def stop(number: int, frame) -> None:
-    """End the demo for Ctrl-C or SIGTERM. Another one must not stop the tidying up."""
+    """End the demo on Ctrl-C or SIGTERM. A second one must not stop the clean-up."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

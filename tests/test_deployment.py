@@ -111,6 +111,16 @@ def test_waits_for_five_syncs_with_one_worker_slot(deployment, airbyte, endless)
     assert [deployment.end_of(run_id) for run_id in runs] == ["success"] * 5
 
 
+def test_asks_an_old_job_less_often(deployment, airbyte, endless):
+    airbyte.add_job(OTHERS[0], age=800)
+    polls = len(airbyte.requests_of("get_job"))
+    run_id = deployment.trigger(connection_id=OTHERS[0])
+    first = next_request(deployment, airbyte, "get_job", polls)
+    airbyte.job_seconds = 0
+    assert deployment.end_of(run_id) == "success"
+    assert airbyte.requests_of("get_job")[polls + 1].time - first.time >= 800 / 20
+
+
 @pytest.mark.parametrize("connection_id, state", [(ENDS_AT_ONCE, "success"), (FAILS, "failed")])
 def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(deployment, airbyte, connection_id, state):
     airbyte.job_seconds = 1  # it has ended by the time of the retry

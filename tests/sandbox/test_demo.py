@@ -41,16 +41,21 @@ def start(tmp_path):
     assert processes_in(tmp_path) == []
 
 
+def log_of(shown: str) -> Path:
+    """Return the file that the demo says Airflow logs to."""
+    return Path(re.search(r"which logs to (\S+)", shown).group(1))
+
+
 def test_shows_a_sync_from_start_to_end(start, tmp_path):
     demo = start()
     shown = demo.communicate(timeout=180)[0]
     assert demo.returncode == 0, shown
     assert re.search(r"POST /v1/jobs +200  job \d+ is pending", shown)
     assert re.search(r"GET  /v1/jobs/\d+ +200  job \d+ is running", shown)
-    assert "The sync has succeeded: 125,000 rows, 48,211,904 bytes, in PT" in shown.splitlines()[-1]
-    log = Path(re.search(r"its log is (\S+)", shown).group(1))
-    assert "Airbyte job: " in log.read_text()
-    assert "somebody's" not in log.read_text()
+    assert "The sync has succeeded: 125,000 rows, 48,211,904 bytes, in PT" in shown
+    assert 'see "Set it up" in README.md' in shown
+    assert "somebody's" not in shown
+    assert not log_of(shown).exists()
 
 
 def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
@@ -62,6 +67,7 @@ def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
     shown = demo.communicate(timeout=180)[0]
     assert demo.returncode == 1, shown
     assert "says why" in shown.splitlines()[-1]
+    assert "broken" in log_of(shown).read_text()
 
 
 @pytest.mark.parametrize("moment", ["Setting up an Airflow", "Running the DAG", "POST /v1/jobs"])
