@@ -7,7 +7,7 @@ until it ends, and holds no worker slot in between. Set up in *Admin*:
 - Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
   (self-managed Airbyte: `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
-- Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET`: *User settings → Applications* in Airbyte; or `CLOUD_API_TOKEN`
+- Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET` (Airbyte: *User settings → Applications*), or `CLOUD_API_TOKEN`
 
 Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer sync.
 Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
@@ -34,7 +34,7 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import AirflowFailException, AirflowNotFoundException
 
-HTTP_CONNECTION = "airbyte-api-cloud-connection"
+HTTP_CONNECTION = "airbyte-api-cloud-connection"  # to the API at https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}  # `answer` judges every status.
 ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
@@ -43,7 +43,7 @@ ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one un
 
 
 def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFailException) -> dict:
-    """Return Airbyte's JSON answer with this key. Raise the `refusal` for 3xx and 4xx, else an error that is retried."""
+    """Return the JSON object with this key in Airbyte's answer. A refusal fails the task; other faults get retried."""
     request, status, text = response.request, response.status_code, response.text[:1000]
     said = f"Airbyte answered {request.method} {request.path_url} with {status}:"
     if status >= 300:
@@ -55,7 +55,7 @@ def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFail
 
 
 def airbyte_token(ti) -> str:
-    """Return CLOUD_API_TOKEN or else a new token for the client. Jinja calls it. It fails or raises as `answer` does."""
+    """Return CLOUD_API_TOKEN, or else a new token for the client. Jinja calls it to render the headers of each task."""
     try:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
@@ -73,12 +73,12 @@ def airbyte_token(ti) -> str:
 
 
 def airbyte_connection_id(params) -> str:
-    """Return the connection id of the run's parameters or else of the Variable. Jinja calls it. Fail if it is no UUID."""
+    """Return the run's connection id, or else the Variable's. Jinja calls it for the POST. Fail if it is not a UUID."""
     name, value = "parameter connection_id", (params["connection_id"] or "").strip()
     if not value:
         name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        raise AirflowFailException(f"Set the {name} to the UUID in the connection's address: …/connections/<UUID>/…")
+        raise AirflowFailException(f"Set the {name} to the UUID in the connection's address: /connections/<UUID>/")
     return value
 
 
@@ -89,13 +89,13 @@ def get(ti, endpoint: str, query=None):
 
 
 def newest_jobs(ti, params) -> list:
-    """Return the newest jobs of the Airbyte connection, of all types, the newest first. All its errors are retried."""
+    """Return the connection's last 20 jobs of any type, newest first. A refusal is retried: a sync may be running."""
     query = {"connectionId": airbyte_connection_id(params), "orderBy": "createdAt|DESC"}
     return answer(get(ti, "v1/jobs", query), "data", refusal=RuntimeError)["data"]
 
 
 def follow_earlier_try(context) -> None:
-    """Before a retry, turn the POST into a GET of the job that an earlier try started, if its answer was lost."""
+    """Before a retry, turn the POST into a GET of the sync that an earlier try has started. The operator calls it."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
     if ti.try_number == ti.max_tries - task.retries + 1:  # the first try, or the first since the task was cleared
         return
@@ -108,7 +108,7 @@ def follow_earlier_try(context) -> None:
 
 
 def job_id(response, ti, params) -> int:
-    """Return the id of the job that Airbyte started or, on a 409, is running already. If it syncs nothing, try again."""
+    """Return the id of the job that Airbyte started or, on a 409, is running. The operator calls it after the POST."""
     if response.status_code == 409:
         running = [job for job in newest_jobs(ti, params) if job["status"] not in ENDED]
         job = running[0] if running else answer(response, "jobId", "Is the connection active in Airbyte?", RuntimeError)
@@ -117,12 +117,14 @@ def job_id(response, ti, params) -> int:
         job = answer(response, "jobId")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["jobType"] not in SYNCS:
-        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. It has to end first.")
+        raise RuntimeError(
+            f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. The sync has to wait for it."
+        )
     return job["jobId"]
 
 
 def sync_succeeded(response, ti) -> bool:
-    """Return whether the job has succeeded, and if so push it as XCom `job`. Fail if it failed or was cancelled."""
+    """Return whether the job succeeded, and push it as XCom `job`. Fail if it failed. The sensor calls it per poke."""
     try:
         job = answer(response, "status")
     except AirflowFailException as refusal:  # perhaps only a hiccup: Airbyte answers 403 when its own database fails
@@ -143,7 +145,7 @@ def sync_succeeded(response, ti) -> bool:
 
 
 def job_page(ti, job: dict, url: str) -> str:
-    """Return the address of the job's page in Airbyte's UI, or nothing if Airbyte does not tell the workspace."""
+    """Return the address of the job's page in Airbyte's UI, or an empty string if the workspace is not to be had."""
     try:
         workspace = get(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
     except Exception:  # Whatever happens here, the user must learn that the job failed.
