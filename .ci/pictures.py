@@ -1,170 +1,129 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "apache-airflow-core~=3.3.0",
+#     "apache-airflow-providers-http>=6.0",
+#     "pendulum>=3.0",
+#     "selenium>=4.20",
+# ]
+# ///
 """
-Take the README's pictures again: drive the web UI of `demo.py --ui` in a real browser, as a person would.
+Take the README's pictures again: drive the web UI of `demo.py --ui` in Chromium, as a newcomer does.
 
-Needs Chromium and its driver (Debian: apt install chromium chromium-driver), and Airflow 3.
+It needs Debian's packages chromium and chromium-driver, and takes two minutes.
+`uv run .ci/pictures.py` installs the rest, or `pip install selenium` adds it to the README's .venv.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import json
-import shutil
-import subprocess
+import os
+import signal
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import demo
-from airflow_home import DAG_ID, START, WAIT
-from deployment import Deployment, free_port, process
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.ui import WebDriverWait
 
-IMAGES = Path(__file__).resolve().parent.parent / ".github" / "images"
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element in the WebDriver protocol
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --hide-scrollbars --window-size=1500,900"
-)
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
 
+import demo  # noqa: E402
+from sandbox.airflow_home import DAG_ID, WAIT  # noqa: E402
+from sandbox.deployment import Deployment  # noqa: E402
 
-class Browser:
-    """Chromium, by the WebDriver protocol (https://www.w3.org/TR/webdriver2/)."""
-
-    def __init__(self, driver: str) -> None:
-        self.url = driver
-        options = {"goog:chromeOptions": {"args": FLAGS.split()}}
-        session = self.call("/session", capabilities={"alwaysMatch": options})
-        self.url = f"{driver}/session/{session['sessionId']}"
-
-    def call(self, path: str, **body):
-        """Make a call of the protocol, a POST, and return its value."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)["value"]
-
-    def open(self, url: str) -> None:
-        """Open a page."""
-        self.call("/url", url=url)
-
-    def find(self, xpath: str, seconds: float = 30) -> str:
-        """Return the first element, waiting for it."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return self.call("/element", using="xpath", value=xpath)[ELEMENT]
-            except urllib.error.HTTPError as error:
-                if time.monotonic() > deadline:
-                    self.shoot(Path(tempfile.gettempdir()) / "missing.png")
-                    raise LookupError(f"{xpath}: {error.read().decode()[:200]}") from None
-                time.sleep(0.3)
-
-    def click(self, xpath: str) -> None:
-        """Click the first element."""
-        self.call(f"/element/{self.find(xpath)}/click")
-
-    def type(self, xpath: str, text: str) -> None:
-        """Type into the first element."""
-        self.call(f"/element/{self.find(xpath)}/value", text=text)
-
-    def shoot(self, path: Path, xpath: str | None = None, width: int | None = None, height: int | None = None) -> None:
-        """Save what the window shows, or an element of it, or so much from an element's top left."""
-        clip = {}
-        if xpath:
-            argument = {ELEMENT: self.find(xpath)}
-            box = self.call(
-                "/execute/sync", script="return arguments[0].getBoundingClientRect().toJSON()", args=[argument]
-            )
-            box.update({key: size for key, size in (("width", width), ("height", height)) if size})
-            clip = {"clip": {**{key: box[key] for key in ("x", "y", "width", "height")}, "scale": 1}}
-        picture = self.call("/goog/cdp/execute", cmd="Page.captureScreenshot", params={"format": "png", **clip})
-        path.write_bytes(base64.b64decode(picture["data"]))
-
-    def close(self) -> None:
-        """End the browser."""
-        urllib.request.urlopen(urllib.request.Request(self.url, method="DELETE"), timeout=60).close()
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = [
+    *"--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split(),
+    *"--disable-sync --no-first-run --hide-scrollbars --no-proxy-server".split(),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # It reaches loopback alone.
+    "--window-size=1200,1200",  # A log is 870 pixels wide then, as the README is, and fits without scrolling.
+]
+SECONDS = 60
+DIALOG = "//*[@role='dialog' and @data-state='open']"
+HEADER = "//*[@data-testid='header-card']"
+LOG = "//*[@data-testid='virtualized-list']"
 
 
-def tour(airflow: Deployment, browser: Browser, folder: Path) -> None:
-    """Do what a newcomer does, and take a picture of each step."""
-    dialog = "//div[@role='dialog' and @data-state='open']"
-    field = f"{dialog}//label[contains(., 'Airbyte connection id')]/following::input[1]"
+def start_browser() -> webdriver.Chrome:
+    """Start Debian's Chromium. Selenium downloads nothing, because it is told where all is."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
 
-    def runs() -> set[str]:
-        """Return the ids of all runs."""
-        return {run["dag_run_id"] for run in airflow.get(f"/dags/{DAG_ID}/dagRuns")["dag_runs"]}
 
-    def trigger(connection_id: str, picture: str | None = None) -> str:
-        """Fill the form and press Trigger, and return the id of the run once it has ended."""
-        before = runs()
-        browser.open(f"{airflow.url}/dags/{DAG_ID}")
-        browser.click("//button[normalize-space()='Trigger']")
-        browser.type(field, connection_id)
-        time.sleep(1)
-        if picture:
-            browser.shoot(folder / picture, dialog)
-        browser.click(f"{dialog}//button[normalize-space()='Trigger']")
-        run_id = airflow.wait_for(lambda: runs() - before, "the run").pop()
-        print(run_id, connection_id, airflow.end_of(run_id), flush=True)
-        return run_id
+def find(browser: webdriver.Chrome, xpath: str) -> WebElement:
+    """Return the first such element as soon as it can be clicked."""
+    condition = expected_conditions.element_to_be_clickable((By.XPATH, xpath))
+    return WebDriverWait(browser, SECONDS).until(condition, f"{xpath} is not on {browser.current_url}")
 
-    browser.open(f"{airflow.url}/dags/{DAG_ID}")
-    browser.click("//button[@aria-label='Dag Docs']")
-    browser.find(f"{dialog}//*[contains(., 'Start an Airbyte sync')]")
 
-    good = trigger(demo.OTHER_CONNECTION_ID, "trigger.png")
-    bad = trigger(demo.FAILING_CONNECTION_ID)
-    for run_id, picture, height in ((good, "log.png", 535), (bad, "log-of-a-failure.png", 355)):
-        browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
-        browser.find("//div[contains(., 'Airbyte job')]")
-        time.sleep(2)
-        browser.type("//body", "w")  # the key that wraps the lines of a log
-        time.sleep(1)
-        browser.shoot(folder / picture, "//*[text()='Operator']", 1110, height)
-    browser.open(f"{airflow.url}/dags/{DAG_ID}/runs/{good}")
-    browser.click("//button[contains(@aria-label, 'Show Graph')]")
-    browser.find(f"//*[contains(@class, 'react-flow')]//*[contains(., '{START}')]")
-    time.sleep(3)
-    browser.shoot(folder / "graph.png", "//*[contains(@class, 'react-flow__node ')]", 680, 122)
+def settle(browser: webdriver.Chrome) -> None:
+    """Wait until the page has not changed for two seconds."""
+    pages = ["", ""]
 
-    airflow.get(
-        f"/connections/{demo.HTTP_CONNECTION}?update_mask=host",
-        {"connection_id": demo.HTTP_CONNECTION, "conn_type": "http", "host": "https://api.airbyte.com"},
-        "PATCH",
-    )
-    browser.open(f"{airflow.url}/connections")
-    browser.click("//button[@aria-label='Edit Connection']")
-    browser.find(f"{dialog}//*[contains(., 'Standard Fields')]")
-    time.sleep(2)
-    browser.shoot(folder / "connection.png", dialog, height=560)
-    browser.open(f"{airflow.url}/variables")
-    browser.find("//*[contains(text(), 'MY_EXAMPLE_CONNECTION_ID')]")
-    time.sleep(1)
-    browser.shoot(folder / "variables.png", "//table")
+    def unchanged(browser: webdriver.Chrome) -> bool:
+        pages.append(browser.page_source)
+        return pages[-1] == pages[-2] == pages[-3]
+
+    WebDriverWait(browser, SECONDS, poll_frequency=1).until(unchanged, f"{browser.current_url} keeps changing")
+
+
+def save(browser: webdriver.Chrome, path: Path, first: str, last: str) -> None:
+    """Save a picture from the top of the first element to the bottom of the last, in twice the screen's resolution."""
+    settle(browser)
+    box, end = find(browser, first).rect, find(browser, last).rect
+    clip = {**box, "height": end["y"] + end["height"] - box["y"], "scale": 2}
+    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
+    path.write_bytes(base64.b64decode(picture["data"]))
+
+
+def trigger(browser: webdriver.Chrome, airflow: Deployment, connection_id: str, path: Path) -> str:
+    """Fill the trigger form, save its picture and send it. Return the id of the run."""
+    browser.get(f"{airflow.url}/dags/{DAG_ID}")
+    find(browser, "//button[@data-testid='trigger-dag-button']").click()
+    settle(browser)
+    find(browser, f"{DIALOG}//input[@name='element_connection_id']").send_keys(connection_id)
+    save(browser, path, DIALOG, DIALOG)
+    find(browser, f"{DIALOG}//button[@data-testid='trigger-dag-submit']").click()
+    WebDriverWait(browser, SECONDS).until(expected_conditions.url_contains("/runs/"), "The form leads to no run")
+    return browser.current_url.rpartition("/runs/")[2]
+
+
+def save_log(browser: webdriver.Chrome, airflow: Deployment, run_id: str, end: str, path: Path) -> None:
+    """Wait until a run has ended, and save a picture of the wait's log. It is complete when it contains `end`."""
+    print(f"{run_id} has ended: {airflow.end_of(run_id)}", flush=True)
+    browser.execute_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
+    browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
+    find(browser, f"{LOG}[contains(., '{end}')]")
+    settle(browser)
+    for traceback in browser.find_elements(By.CSS_SELECTOR, "details[open] > summary"):
+        traceback.click()  # to close it
+    save(browser, path, HEADER, LOG)
 
 
 def main() -> None:
     """Take all pictures into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=IMAGES, help="where they go (default: %(default)s)")
-    arguments = parser.parse_args()
-    driver = shutil.which("chromedriver")
-    if not driver or not shutil.which("chromium"):
-        sys.exit("Chromium and its driver are missing. On Debian: apt install chromium chromium-driver")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        home, port = Path(folder), free_port()
-        with demo.ui(home, home / "airflow.log", print, port=0) as airflow:
-            with process([driver, f"--port={port}"], stdout=subprocess.DEVNULL):
-                time.sleep(2)
-                browser = Browser(f"http://127.0.0.1:{port}")
-                try:
-                    tour(airflow, browser, arguments.folder)
-                finally:
-                    browser.close()
+    parser.add_argument("--folder", type=Path, default=ROOT / ".github" / "images", help="default: %(default)s")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, demo.stop)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # for Selenium, which talks to the driver on loopback
+    with tempfile.TemporaryDirectory() as name, demo.ui(Path(name), Path(name) / "log", print, port=0) as airflow:
+        with start_browser() as browser:
+            good = trigger(browser, airflow, demo.OTHER_CONNECTION_ID, folder / "trigger.png")
+            save_log(browser, airflow, good, "Success criteria met", folder / "log.png")
+            bad = airflow.trigger(connection_id=demo.FAILING_CONNECTION_ID)
+            save_log(browser, airflow, bad, "its log in Airbyte says why", folder / "log-of-a-failure.png")
 
 
 if __name__ == "__main__":

@@ -117,9 +117,7 @@ def job_id(response, ti, params) -> int:
         job = answer(response, "jobId")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["jobType"] not in SYNCS:
-        raise RuntimeError(
-            f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. The sync has to wait for it."
-        )
+        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync: it has to end first.")
     return job["jobId"]
 
 
