@@ -4,7 +4,7 @@
 #     "apache-airflow-core~=3.3.0",
 #     "apache-airflow-providers-http>=6.0",
 #     "pendulum>=3.0",
-#     "selenium>=4.20",
+#     "selenium",
 # ]
 # ///
 """

@@ -161,7 +161,9 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # one for each Airbyte connection; Airflow's default is 16, and a run that waits counts
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], title="Airbyte connection id, if not the Variable's")},
+    params={
+        "connection_id": Param("", type=["null", "string"], title="Connection id (default: MY_EXAMPLE_CONNECTION_ID)")
+    },
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,

@@ -47,6 +47,8 @@ def line(request: Request) -> str:
         said = f"a token for {answer['expires_in'] // 60} minutes"
     elif "jobId" in answer:
         said = f"job {answer['jobId']} is {answer['status']}"
+    elif "workspaceId" in answer:
+        said = f"the connection {answer['name']}"
     else:
         said = request.answer
     return f"{request.method:4} {request.path:23} {request.status}  {said}"

@@ -138,6 +138,7 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen] = {}
         self.stack = ExitStack()
         self.token = None
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # No proxy leads to this machine.
 
     def __enter__(self) -> Deployment:
         streams = {"stdout": self.out, "stderr": subprocess.STDOUT}
@@ -197,12 +198,12 @@ class Deployment:
         data = None if body is None else json.dumps(body).encode()
         try:
             if AIRFLOW_3 and not self.token:
-                with urllib.request.urlopen(f"{self.url}/auth/token", timeout=30) as response:
+                with self.opener.open(f"{self.url}/auth/token", timeout=30) as response:
                     self.token = json.load(response)["access_token"]
             if self.token:
                 headers["Authorization"] = f"Bearer {self.token}"
             request = urllib.request.Request(self.api_url + path, data, headers, method=method)
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with self.opener.open(request, timeout=30) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code == 404:
