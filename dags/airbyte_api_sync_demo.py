@@ -9,7 +9,7 @@ until it ends, and holds no worker slot in between. Set up in *Admin*:
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
 - Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET` (Airbyte: *User settings → Applications*), or `CLOUD_API_TOKEN`
 
-Stopping a run does not stop the sync: Airbyte cancels by connection, so a late cancel could hit a newer sync.
+Stopping a run does not stop the sync: Airbyte cancels whatever the connection runs, which may be a newer sync by then.
 Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
 """
 
@@ -34,7 +34,7 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import AirflowFailException, AirflowNotFoundException
 
-HTTP_CONNECTION = "airbyte-api-cloud-connection"  # to the API at https://reference.airbyte.com
+HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}  # `answer` judges every status.
 ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
@@ -43,7 +43,7 @@ ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one un
 
 
 def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFailException) -> dict:
-    """Return the JSON object with this key in Airbyte's answer. A refusal fails the task; other faults get retried."""
+    """Return Airbyte's answer, a JSON object with this key. Raise `refusal` if Airbyte refused, else RuntimeError."""
     request, status, text = response.request, response.status_code, response.text[:1000]
     said = f"Airbyte answered {request.method} {request.path_url} with {status}:"
     if status >= 300:
@@ -55,12 +55,14 @@ def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFail
 
 
 def airbyte_token(ti) -> str:
-    """Return CLOUD_API_TOKEN, or else a new token for the client. Jinja calls it to render the headers of each task."""
+    """Return CLOUD_API_TOKEN, or else a new token for the client. Jinja, for the headers, and `get` call it."""
     try:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
-    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # An error would quote a token with line breaks.
+    if token := "".join(
+        Variable.get("CLOUD_API_TOKEN", "").split()
+    ):  # With a line break in it, an error would quote it.
         return token
     client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
     client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
@@ -73,7 +75,7 @@ def airbyte_token(ti) -> str:
 
 
 def airbyte_connection_id(params) -> str:
-    """Return the run's connection id, or else the Variable's. Jinja calls it for the POST. Fail if it is not a UUID."""
+    """Return the run's connection id, or else the Variable's. Jinja, for the POST, and `newest_jobs` call it."""
     name, value = "parameter connection_id", (params["connection_id"] or "").strip()
     if not value:
         name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
@@ -95,26 +97,26 @@ def newest_jobs(ti, params) -> list:
 
 
 def follow_earlier_try(context) -> None:
-    """Before a retry, turn the POST into a GET of the sync that an earlier try has started. The operator calls it."""
+    """Before a retry, turn the POST into a GET of a sync that began after the run: an earlier try may have started it."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
     if ti.try_number == ti.max_tries - task.retries + 1:  # the first try, or the first since the task was cleared
         return
     run_start = context["dag_run"].start_date.replace(microsecond=0)  # Airbyte's times are in whole seconds.
     for job in newest_jobs(ti, context["params"]):
         if job["jobType"] in SYNCS and pendulum.parse(job["startTime"]) >= run_start:
-            task.log.info("An earlier try has started the sync: following its job %s.", job["jobId"])
+            task.log.info("Starting no second sync: following job %s, which began after the run.", job["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job['jobId']}", None
             return
 
 
 def job_id(response, ti, params) -> int:
-    """Return the id of the job that Airbyte started or, on a 409, is running. The operator calls it after the POST."""
+    """Return the id of the job that was started, followed or, on a 409, is running. The operator calls it last."""
     if response.status_code == 409:
         running = [job for job in newest_jobs(ti, params) if job["status"] not in ENDED]
         job = running[0] if running else answer(response, "jobId", "Is the connection active in Airbyte?", RuntimeError)
         ti.task.log.info("Airbyte job %s is already running.", job["jobId"])
     else:
-        job = answer(response, "jobId")
+        job = answer(response, "jobId", refusal=AirflowFailException if ti.task.method == "POST" else RuntimeError)
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["jobType"] not in SYNCS:
         raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync: it has to end first.")
@@ -122,7 +124,7 @@ def job_id(response, ti, params) -> int:
 
 
 def sync_succeeded(response, ti) -> bool:
-    """Return whether the job succeeded, and push it as XCom `job`. Fail if it failed. The sensor calls it per poke."""
+    """Push a succeeded job as XCom `job` and return True; fail if it failed or was cancelled. Called at every poke."""
     try:
         job = answer(response, "status")
     except AirflowFailException as refusal:  # perhaps only a hiccup: Airbyte answers 403 when its own database fails
@@ -137,13 +139,13 @@ def sync_succeeded(response, ti) -> bool:
         queue = " Airbyte also cancels a job that waits too long in its queue." if job["status"] == "cancelled" else ""
         said = f"Airbyte job {job['jobId']} {job['status']}: its log in Airbyte says why.{queue}"
         raise AirflowFailException(f"{said} {job_page(ti, job, response.url)}")
-    age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # The next poke comes after a twentieth of it.
+    age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # The next poke comes after 1/20 of it.
     ti.task.poke_interval = max(ti.task.poke_interval, min(age.total_seconds() / 20, 5 * 60))
     return False
 
 
 def job_page(ti, job: dict, url: str) -> str:
-    """Return the address of the job's page in Airbyte's UI, or an empty string if the workspace is not to be had."""
+    """Return the address of the job's page in Airbyte's UI, or an empty string if its workspace cannot be read."""
     try:
         workspace = get(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
     except Exception:  # Whatever happens here, the user must learn that the job failed.
@@ -161,9 +163,7 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # one for each Airbyte connection; Airflow's default is 16, and a run that waits counts
     tags=["airbyte"],
-    params={
-        "connection_id": Param("", type=["null", "string"], title="Connection id (default: MY_EXAMPLE_CONNECTION_ID)")
-    },
+    params={"connection_id": Param("", type=["null", "string"], title="Connection id, else MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,
@@ -192,8 +192,8 @@ with DAG(
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=30,  # the shortest: see `sync_succeeded`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # A poke that Airbyte cannot answer is logged and repeated.
-        retries=288,  # every 5 minutes for 24 hours, for what fails before the poke: no token, a lost worker
+        silent_fail=True,  # Any error in a poke but an AirflowFailException is logged: poke again.
+        retries=288,  # every 5 minutes for 24 hours, for what fails outside a poke: no token now, a lost worker
     )
 
     trigger_sync >> wait_for_sync_to_complete

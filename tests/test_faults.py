@@ -362,7 +362,7 @@ def test_follows_the_refresh_whose_answer_was_lost(scenario, ended):
     scenario(
         pending=("refresh",),
         faults={"create_job": [RESET_BUT_CARRIED_OUT], "list_jobs": [JOBS_END if ended else None]},
-        log_contains="following its job 1001",
+        log_contains="following job 1001",
     )
 
 
@@ -379,7 +379,7 @@ def test_follows_its_sync_although_a_reset_came_after_it(scenario):
             "create_job": [RESET_BUT_CARRIED_OUT],
             "list_jobs": [Fault(before=sync_ends_and_a_reset_follows)],
         },
-        log_contains="following its job 1001",
+        log_contains="following job 1001",
         new_jobs=2,
     )
 
@@ -440,6 +440,10 @@ def test_bears_a_lost_answer(scenario, case):
             faults={"create_job": [RESET_BUT_CARRIED_OUT], "list_jobs": [RESET, Fault(403), JOBS_END]},
         ),
         case(
+            "reset, and the job that the retry follows is refused at first",
+            faults={"create_job": [RESET_BUT_CARRIED_OUT], "get_job": [Fault(403)]},
+        ),
+        case(
             "reset, and an older sync has ended",
             faults={"create_job": [RESET]},
             existing_jobs=({"age": 60, "statuses": ("succeeded",)},),
@@ -449,7 +453,7 @@ def test_bears_a_lost_answer(scenario, case):
     ],
 )
 def test_a_retry_follows_the_job_of_the_try_before(scenario, case):
-    scenario(**{"log_contains": "following its job 1001", "request_timeout": 0.5, **case})
+    scenario(**{"log_contains": "following job 1001", "request_timeout": 0.5, **case})
 
 
 # An answer that is none.
