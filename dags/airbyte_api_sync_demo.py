@@ -60,9 +60,7 @@ def airbyte_token(ti) -> str:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
-    if token := "".join(
-        Variable.get("CLOUD_API_TOKEN", "").split()
-    ):  # With a line break in it, an error would quote it.
+    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # An error would quote a token with line breaks.
         return token
     client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
     client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
@@ -97,7 +95,7 @@ def newest_jobs(ti, params) -> list:
 
 
 def follow_earlier_try(context) -> None:
-    """Before a retry, turn the POST into a GET of a sync that began after the run: an earlier try may have started it."""
+    """Before a retry, turn the POST into a GET of a sync that began after the run: an earlier try may have made it."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
     if ti.try_number == ti.max_tries - task.retries + 1:  # the first try, or the first since the task was cleared
         return
