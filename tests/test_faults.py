@@ -38,7 +38,10 @@ JOBS_END = Fault(before=FakeAirbyte.end_jobs)
 TOKENS_EXPIRE = Fault(before=FakeAirbyte.expire_tokens)
 FOR_EVER = 99
 
-RUNNING = {"age": 100, "statuses": ("running", "running", "succeeded")}
+RUNNING = {
+    "age": 4,
+    "statuses": ("running", "running", "succeeded"),
+}  # older than the run, and young enough to be asked again soon
 DAG_TEST_COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
 DAG_TEST_FAILS_POKES = AIRFLOW_VERSION == (3, 0)  # every other poke of a rescheduled sensor, whatever it is
 
@@ -221,13 +224,13 @@ def test_a_refusal_amid_other_faults_does_not_end_the_wait(scenario):
         case("a sync is running", existing_jobs=(RUNNING,), log_contains="1001 is already running", new_jobs=0),
         case(
             "a sync is running, after others",
-            existing_jobs=({"age": 200, "statuses": ("failed",)}, RUNNING),
+            existing_jobs=({"age": 60, "statuses": ("failed",)}, RUNNING),
             log_contains="1002 is already running",
             new_jobs=0,
         ),
         case(
             "a sync is running, after more than a page of others",
-            existing_jobs=(*({"age": 200, "statuses": ("succeeded",)},) * 25, RUNNING),
+            existing_jobs=(*({"age": 60, "statuses": ("succeeded",)},) * 25, RUNNING),
             log_contains="1026 is already running",
             new_jobs=0,
         ),
@@ -335,7 +338,7 @@ def test_says_why_if_the_look_up_keeps_being_refused(scenario):
 def test_waits_until_a_reset_has_ended(scenario, job_type, case):
     case = dict(case)
     if case.pop("running"):
-        case["existing_jobs"] = ({"age": 100, "type": job_type, "statuses": ("running", "running", "succeeded")},)
+        case["existing_jobs"] = ({"age": 4, "type": job_type, "statuses": ("running", "running", "succeeded")},)
     else:
         case["pending"] = (job_type,)
     scenario(**{**case, "log_contains": case["log_contains"].format(type=job_type)})
@@ -343,7 +346,7 @@ def test_waits_until_a_reset_has_ended(scenario, job_type, case):
 
 def test_never_reports_a_reset_as_a_sync(scenario):
     scenario(
-        existing_jobs=({"age": 99, "statuses": ("succeeded",)}, {"type": "reset", "statuses": ("running",)}),
+        existing_jobs=({"age": 60, "statuses": ("succeeded",)}, {"type": "reset", "statuses": ("running",)}),
         ends=START_FAILS,
         log_contains="Airbyte job 1002 is a reset, not a sync",
         post_count=None,
