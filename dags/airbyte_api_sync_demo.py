@@ -138,7 +138,7 @@ def sync_succeeded(response, ti) -> bool:
         said = f"Airbyte job {job['jobId']} {job['status']}: its log in Airbyte says why.{queue}"
         raise AirflowFailException(f"{said} {job_page(ti, job, response.url)}")
     age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # The next poke comes after 1/20 of it.
-    ti.task.poke_interval = max(ti.task.poke_interval, min(age.total_seconds() / 20, 5 * 60))
+    ti.task.poke_interval = max(ti.task.poke_interval, min(age.total_seconds() // 20, 5 * 60))
     return False
 
 
