@@ -106,8 +106,8 @@ def test_asks_an_old_job_less_often(run, scheduled_pokes, age, poke_interval, se
         airbyte.add_job(statuses=("running", "running", "succeeded"), age=age)
         result = run(airbyte.url, policy={WAIT: {"poke_interval": poke_interval}})
     assert result.state == "success"
+    assert scheduled_pokes, "one at least: dag.test() of Airflow 3.0 fails every other poke"
     assert scheduled_pokes == pytest.approx([seconds] * len(scheduled_pokes), abs=5)
-    assert len(scheduled_pokes) >= 2
 
 
 @pytest.mark.parametrize("start_time", ["", '"startTime": "soon", ', '"startTime": null, ', '"startTime": 5, '])
