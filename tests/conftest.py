@@ -157,3 +157,11 @@ def scheduled_pokes(home):
     yield seconds
     done.set()
     thread.join()
+
+
+@pytest.fixture
+def endless(airbyte):
+    """Syncs that run until the test lets them end, with `airbyte.job_seconds = 0`."""
+    airbyte.job_seconds = 3600
+    yield
+    airbyte.job_seconds = 0

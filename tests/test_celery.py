@@ -80,14 +80,6 @@ def deployment(airbyte, postgres, redis, out, tmp_path_factory):
 
 
 @pytest.fixture
-def endless(airbyte):
-    """Syncs that run until the test lets them end, with `airbyte.job_seconds = 0`."""
-    airbyte.job_seconds = 3600
-    yield
-    airbyte.job_seconds = 0
-
-
-@pytest.fixture
 def one_sync(deployment, airbyte, endless):
     """A run that waits for its sync. In the end it must have succeeded, with this one sync."""
     jobs = len(airbyte.jobs)

@@ -56,14 +56,6 @@ def deployment(airbyte, tmp_path_factory):
         assert deployment.running() == [], "nothing is left behind"
 
 
-@pytest.fixture
-def endless(airbyte):
-    """Syncs that run until the test lets them end, with `airbyte.job_seconds = 0`."""
-    airbyte.job_seconds = 3600
-    yield
-    airbyte.job_seconds = 0
-
-
 def job_count(airbyte: FakeAirbyte, connection_id: str) -> int:
     """Return how many jobs of a connection there were."""
     return len([job for job in airbyte.jobs if job.connection_id == connection_id])

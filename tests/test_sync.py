@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sandbox.airflow_home import START, WAIT, kept_files, leaks
+from sandbox.airflow_home import AIRFLOW_VERSION, START, WAIT, kept_files, leaks
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAirbyte, Fault
 
 OTHER_CONNECTION_ID = "0b9f6f2e-1111-4c4c-8d8d-5f2f3c4d5e6f"
@@ -106,7 +106,7 @@ def test_asks_an_old_job_less_often(run, scheduled_pokes, age, poke_interval, se
         airbyte.add_job(statuses=("running", "running", "succeeded"), age=age)
         result = run(airbyte.url, policy={WAIT: {"poke_interval": poke_interval}})
     assert result.state == "success"
-    assert scheduled_pokes, "one at least: dag.test() of Airflow 3.0 fails every other poke"
+    assert len(scheduled_pokes) >= (1 if AIRFLOW_VERSION == (3, 0) else 2)  # whose dag.test() fails every other poke
     assert scheduled_pokes == pytest.approx([seconds] * len(scheduled_pokes), abs=5)
 
 
