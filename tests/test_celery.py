@@ -104,8 +104,16 @@ def kill_worker_of(deployment: Deployment, request: Request) -> str:
     for process in family:
         process.kill()
     deployment.kill(name)
-    assert not holder.is_running() or holder.status() == psutil.STATUS_ZOMBIE
+    deployment.wait_for(lambda: all(is_dead(process) for process in family), "their death")
     return name
+
+
+def is_dead(process: psutil.Process) -> bool:
+    """Return whether a process has ended. (Where nobody reaps orphans they stay, as zombies.)"""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_twelve_syncs_at_once(deployment, airbyte):
