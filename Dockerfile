@@ -1,4 +1,4 @@
-# A -base image: the plain one asks for a packages.txt, which this project has no use for.
+# The -base variant: the plain image requires a packages.txt, which this project does not need.
 FROM astrocrpublic.azurecr.io/runtime:3.3-8-base
 
 USER root

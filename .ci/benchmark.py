@@ -31,6 +31,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
 
@@ -122,7 +123,9 @@ class Bench(Deployment):
             self.job_seconds[run_id] = seconds + apart * (index * 0.618 % 1 - 0.5)
             self.airbyte.statuses[run_id] = ("running", "succeeded")
             self.triggered[run_id] = time.time()
-            body = {"dag_run_id": run_id, "conf": {"connection_id": run_id}, "logical_date": None}
+            # A run of the web UI and of TriggerDagRunOperator has a date, and the scheduler queues the oldest first.
+            date = datetime.now(timezone.utc).isoformat()
+            body = {"dag_run_id": run_id, "conf": {"connection_id": run_id}, "logical_date": date}
             if not self.api(f"/dags/{dag_id}/dagRuns", body):
                 raise RuntimeError(f"Airflow did not answer for a run of {dag_id}")
         return run_ids
@@ -215,11 +218,12 @@ class Bench(Deployment):
             time.sleep(window)
         stop = time.time()
         self.end_jobs(everything=True)
-        ends, between, late, pokes = self.ends(run_ids), [], [], 0
+        ends, between, late, since, pokes = self.ends(run_ids), [], [], [], 0
         for job in self.jobs(run_ids):
             polls = [request for request in self.airbyte.requests_of("get_job") if request.path.endswith(f"/{job.id}")]
             times = [request.time for request in polls if request.time <= stop]
             pokes += sum(poke >= begin for poke in times)
+            since.append(stop - max(times, default=job.created))
             for poke, following in zip(times, times[1:]):
                 if following >= begin:
                     between.append(following - poke)
@@ -228,6 +232,8 @@ class Bench(Deployment):
             **self.outcome(ends),
             "s between two pokes": spread(between),
             "s of these beyond what the DAG asks for": spread(late),
+            "s since a sync's last poke, at the end": spread(since),
+            "pokes per second": pokes / window,
             "cores used": figures["cpu"] / figures["seconds"],
             "CPU seconds per poke": figures["cpu"] / max(pokes, 1),
             "cores used when idle": idle,
@@ -274,10 +280,10 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8, help="worker slots (8)")
     parser.add_argument("--syncs", type=int, default=40, help="how many at once (40)")
     parser.add_argument("--seconds", type=float, default=60, help="how long a sync takes (60)")
-    parser.add_argument("--apart", type=float, default=60, help="how far their times lie apart (60, or --seconds)")
-    parser.add_argument("--waiting", type=int, nargs="*", help="let so many wait instead (16 64 256)")
-    parser.add_argument("--window", type=float, default=180, help="for so many seconds (180)")
-    parser.add_argument("--max-active-runs", type=int, help="of this DAG (as the file says)")
+    parser.add_argument("--apart", type=float, default=60, help="the spread of these durations (60, at most --seconds)")
+    parser.add_argument("--waiting", type=int, nargs="*", help="measure so many waiting syncs instead (16 64 256)")
+    parser.add_argument("--window", type=float, default=180, help="with --waiting: for how many seconds (180)")
+    parser.add_argument("--max-active-runs", type=int, help="with --waiting: of this DAG (as the file says)")
     options = parser.parse_args()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, demo.stop)

@@ -1,16 +1,16 @@
 """
 ### Start an Airbyte sync and wait for it
 
-`start_airbyte_sync` starts a sync, or joins the one that is already running. `wait_for_airbyte_sync` polls its job
-until it ends, and holds no worker slot in between. Set up in *Admin*:
+`start_airbyte_sync` starts a sync, or joins the one that is already running. `wait_for_airbyte_sync` polls the job
+until it ends, and holds no worker slot in between. Under *Admin*, set:
 
 - Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
   (self-managed Airbyte: `https://<your host>/api/public`)
-- Variable `MY_EXAMPLE_CONNECTION_ID`: the Airbyte connection to sync, unless a run is given a `connection_id`
+- Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection, unless the run has a `connection_id`
 - Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET` (Airbyte: *User settings → Applications*), or `CLOUD_API_TOKEN`
 
-Stopping a run does not stop the sync: Airbyte cancels whatever the connection runs, which may be a newer sync by then.
-Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` to start a new sync.
+Stopping a run does not stop the sync: Airbyte's API cancels by connection, so a late cancel could hit a newer sync.
+Clear `wait_for_airbyte_sync` to wait for the same job again, or `start_airbyte_sync` and downstream to sync anew.
 """
 
 import json
@@ -37,13 +37,13 @@ except ImportError:  # Airflow before 3.2
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 HTTP_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": 60}  # `answer` judges every status.
-ADVICE = f"Check the token, the connection id, and the Airflow connection {HTTP_CONNECTION}: its host, and no login."
+ADVICE = f"Check the token, connection id and Airflow connection {HTTP_CONNECTION}: its host. It must have no login."
 SYNCS = ("sync", "refresh")  # the job types that read and write the data; reset and clear only delete it
-ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even one unknown today, the job goes on.
+ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
 
 
 def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFailException) -> dict:
-    """Return Airbyte's answer, a JSON object with this key. Raise `refusal` if Airbyte refused, else RuntimeError."""
+    """Return the answer, a JSON object with this key. Raise `refusal` on a refusal, RuntimeError on any other fault."""
     request, status, text = response.request, response.status_code, response.text[:1000]
     said = f"Airbyte answered {request.method} {request.path_url} with {status}:"
     if status >= 300:
@@ -55,12 +55,12 @@ def answer(response, key: str, advice: str = ADVICE, refusal: type = AirflowFail
 
 
 def airbyte_token(ti) -> str:
-    """Return CLOUD_API_TOKEN, or else a new token for the client. Jinja, for the headers, and `get` call it."""
+    """Return CLOUD_API_TOKEN, or else a new token for the client. Called by Jinja (the headers) and `get`."""
     try:
         HttpHook.get_connection(HTTP_CONNECTION)
     except AirflowNotFoundException:
         raise AirflowFailException(f"Create the Airflow connection {HTTP_CONNECTION}, of type HTTP.") from None
-    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # An error would quote a token with line breaks.
+    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # A line break would put the token in an error.
         return token
     client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
     client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
@@ -73,42 +73,42 @@ def airbyte_token(ti) -> str:
 
 
 def airbyte_connection_id(params) -> str:
-    """Return the run's connection id, or else the Variable's. Jinja, for the POST, and `newest_jobs` call it."""
+    """Return the run's connection id, or else the Variable's. Called by Jinja (the POST) and `newest_jobs`."""
     name, value = "parameter connection_id", (params["connection_id"] or "").strip()
     if not value:
         name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        raise AirflowFailException(f"Set the {name} to the UUID in the connection's address: /connections/<UUID>/")
+        raise AirflowFailException(f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/")
     return value
 
 
 def get(ti, endpoint: str, query=None):
-    """Return Airbyte's response to a GET with a new token."""
+    """Send a GET with a token, and return Airbyte's response."""
     headers = {**HEADERS, "Authorization": f"Bearer {airbyte_token(ti)}"}
     return HttpHook("GET", HTTP_CONNECTION).run(endpoint, query, headers, ti.task.extra_options)
 
 
 def newest_jobs(ti, params) -> list:
-    """Return the connection's last 20 jobs of any type, newest first. A refusal is retried: a sync may be running."""
+    """Return the connection's last 20 jobs of any type, newest first. A refusal only fails the try: a sync may run."""
     query = {"connectionId": airbyte_connection_id(params), "orderBy": "createdAt|DESC"}
     return answer(get(ti, "v1/jobs", query), "data", refusal=RuntimeError)["data"]
 
 
 def follow_earlier_try(context) -> None:
-    """Before a retry, turn the POST into a GET of a sync that began after the run: an earlier try may have made it."""
+    """On a retry, replace the POST with a GET of any sync begun during this run: an earlier try may have started it."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
     if ti.try_number == ti.max_tries - task.retries + 1:  # the first try, or the first since the task was cleared
         return
     run_start = context["dag_run"].start_date.replace(microsecond=0)  # Airbyte's times are in whole seconds.
     for job in newest_jobs(ti, context["params"]):
         if job["jobType"] in SYNCS and pendulum.parse(job["startTime"]) >= run_start:
-            task.log.info("Starting no second sync: following job %s, which began after the run.", job["jobId"])
+            task.log.info("No second sync: following job %s, which began during this run.", job["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job['jobId']}", None
             return
 
 
 def job_id(response, ti, params) -> int:
-    """Return the id of the job that was started, followed or, on a 409, is running. The operator calls it last."""
+    """Return the id of the job that was started, followed or (on a 409) found running. The operator calls this last."""
     if response.status_code == 409:
         running = [job for job in newest_jobs(ti, params) if job["status"] not in ENDED]
         job = running[0] if running else answer(response, "jobId", "Is the connection active in Airbyte?", RuntimeError)
@@ -117,7 +117,7 @@ def job_id(response, ti, params) -> int:
         job = answer(response, "jobId", refusal=AirflowFailException if ti.task.method == "POST" else RuntimeError)
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
     if job["jobType"] not in SYNCS:
-        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync: it has to end first.")
+        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. It must end first.")
     return job["jobId"]
 
 
@@ -137,7 +137,7 @@ def sync_succeeded(response, ti) -> bool:
         queue = " Airbyte also cancels a job that waits too long in its queue." if job["status"] == "cancelled" else ""
         said = f"Airbyte job {job['jobId']} {job['status']}: its log in Airbyte says why.{queue}"
         raise AirflowFailException(f"{said} {job_page(ti, job, response.url)}")
-    age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # The next poke comes after 1/20 of it.
+    age = pendulum.now("UTC") - pendulum.parse(job["startTime"])  # Poke again after 1/20 of it, 5 minutes at most.
     ti.task.poke_interval = max(ti.task.poke_interval, min(age.total_seconds() // 20, 5 * 60))
     return False
 
@@ -159,7 +159,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=256,  # one for each Airbyte connection; Airflow's default is 16, and a run that waits counts
+    max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Four cores poke 256 every 30 s.
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], title="Connection id, else MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
@@ -180,7 +180,7 @@ with DAG(
         extra_options={**HTTP_OPTIONS, "timeout": 180},  # Airbyte may take two minutes to start a sync.
         pre_execute=follow_earlier_try,
         response_filter=job_id,
-        retries=7,  # after 30 s, 1, 2 and 4 minutes, then every 5: for 20 minutes at least
+        retries=7,  # 30 s, 1, 2 and 4 minutes apart, then 5: for at least 20 minutes
     )
 
     wait_for_sync_to_complete = HttpSensor(
@@ -190,8 +190,8 @@ with DAG(
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=30,  # the shortest: see `sync_succeeded`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # Any error in a poke but an AirflowFailException is logged: poke again.
-        retries=288,  # every 5 minutes for 24 hours, for what fails outside a poke: no token now, a lost worker
+        silent_fail=True,  # In a poke, only an AirflowFailException is final. Any other error is logged.
+        retries=288,  # every 5 minutes for 24 hours, for failures outside a poke: no token, a lost worker
     )
 
     trigger_sync >> wait_for_sync_to_complete

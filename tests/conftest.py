@@ -29,7 +29,9 @@ SLOW_MARKS = {
 
 def pytest_addoption(parser):
     parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
-    parser.addoption("--seed", type=int, default=random.randrange(10**6), help="the first one's seed (default: any)")
+    parser.addoption(
+        "--seed", type=int, default=random.randrange(10**6), help="the seed of the first (default: random)"
+    )
 
 
 def pytest_configure(config):

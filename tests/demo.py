@@ -38,7 +38,7 @@ To click through it here first: python tests/demo.py --ui"""
 
 
 def line(request: Request) -> str:
-    """Return what a person wants to see of a request and its answer."""
+    """Return a request and its answer as one line of output."""
     try:
         answer = json.loads(request.answer)
     except ValueError:
@@ -85,7 +85,7 @@ def run_once(home: Path, log: Path, say) -> int:
 
 @contextmanager
 def ui(home: Path, log: Path, say, port: int = 8080):
-    """Run an Airflow that has all that the DAG needs, with its web UI. It is yielded as a `Deployment`."""
+    """Run an Airflow with its web UI, set up for the DAG. Yield it as a `Deployment`."""
     statuses = {
         CONNECTION_ID: SUCCEEDS,
         OTHER_CONNECTION_ID: SUCCEEDS,
@@ -105,24 +105,24 @@ def ui(home: Path, log: Path, say, port: int = 8080):
                 ("AIRBYTE_CLIENT_SECRET", CLIENT_SECRET),
             ):
                 deployment.api("/variables", {"key": key, "value": value})
-            say(f"""Airflow is ready, without a login. Open
+            say(f"""Airflow is ready. You need no login. Open
 
     {deployment.url}/dags/{airflow_home.DAG_ID}
 
-and press Trigger. Leave the Airbyte connection id empty, or enter one of these:
+and press Trigger. Leave the connection id empty, or enter one of these:
 
     {OTHER_CONNECTION_ID}  another connection
     {FAILING_CONNECTION_ID}  one whose syncs fail
 
-Press Ctrl-C to end it all.
+Press Ctrl-C to stop.
 """)
             yield deployment
 
 
 def main() -> int:
-    """Do what the command line says and return the exit code."""
+    """Run the demo that the command line asks for, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ui", action="store_true", help="start Airflow's web UI, and leave the rest to you")
+    parser.add_argument("--ui", action="store_true", help="start Airflow's web UI, where you trigger the DAG yourself")
     arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
     log = home.with_name(f"{home.name}.log")
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def stop(number: int, frame) -> None:
-    """End the demo on Ctrl-C or SIGTERM. A second one must not stop the clean-up."""
+    """Exit on Ctrl-C or SIGTERM. A second one must not interrupt the clean-up."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""A distributed deployment: CeleryExecutor with two workers, Redis and PostgreSQL, of which each dies once."""
+"""A distributed deployment: CeleryExecutor with two workers, Redis and PostgreSQL, each of which dies once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sandbox.fake_airbyte import FakeAirbyte, Fault, Request
 pytestmark = [
     pytest.mark.celery,
     pytest.mark.skipif(
-        # Asking for a part of Airflow would import Airflow, before its policy is in place.
+        # find_spec() of an Airflow submodule would import Airflow, before its policy is in place.
         not (services.available() and find_spec("celery")),
         reason="needs apache-airflow-providers-celery[redis], psycopg2-binary, asyncpg, PostgreSQL and Redis",
     ),
@@ -81,7 +81,7 @@ def deployment(airbyte, postgres, redis, out, tmp_path_factory):
 
 @pytest.fixture
 def one_sync(deployment, airbyte, endless):
-    """A run that waits for its sync. In the end it must have succeeded, with this one sync."""
+    """A run that waits for its sync. In the end it must succeed, with that one sync."""
     jobs = len(airbyte.jobs)
     run_id = deployment.trigger(connection_id=CONNECTION_IDS[0])
     deployment.wait_for(lambda: deployment.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", "the wait")
@@ -124,7 +124,7 @@ def test_twelve_syncs_at_once(deployment, airbyte):
 
 
 @pytest.mark.parametrize("operation, carried_out", [("create_job", True), ("get_job", False)])
-def test_a_worker_dies_amid_a_request(deployment, airbyte, endless, operation, carried_out):
+def test_a_worker_dies_during_a_request(deployment, airbyte, endless, operation, carried_out):
     jobs, requests = len(airbyte.jobs), len(airbyte.requests_of(operation))
     airbyte.next_meets(operation, Fault(no_answer="silent", carried_out=carried_out))
     run_id = deployment.trigger(connection_id=CONNECTION_IDS[0])
@@ -139,16 +139,16 @@ def test_a_worker_dies_amid_a_request(deployment, airbyte, endless, operation, c
     deployment.start(killed)
 
 
-def test_redis_dies_amid_the_wait(one_sync, redis):
+def test_redis_dies_during_the_wait(one_sync, redis):
     redis.end(signal.SIGKILL)
     redis.start()
 
 
-def test_postgres_restarts_amid_the_wait(one_sync, postgres):
+def test_postgres_restarts_during_the_wait(one_sync, postgres):
     postgres.end(signal.SIGINT)
     postgres.start()
 
 
-def test_the_scheduler_dies_amid_the_wait(one_sync, deployment):
+def test_the_scheduler_dies_during_the_wait(one_sync, deployment):
     deployment.kill("scheduler")
     deployment.start("scheduler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 
 import pytest
@@ -26,7 +27,7 @@ STATUSES = {
     FAILS: ("running", "failed"),
 }
 SHORT_DELAYS = {"retry_delay": 1, "max_retry_delay": 1}
-# One slot takes Airflow 2 six seconds for a poke, and there are five sensors: it keeps the DAG's own interval.
+# On Airflow 2 a poke takes the one slot six seconds, and five sensors share it: keep the DAG's own interval.
 POLICY = {START: SHORT_DELAYS, WAIT: {**SHORT_DELAYS, **({"poke_interval": 5} if AIRFLOW_3 else {})}}
 STALE_TOKEN = "a-token-that-has-grown-stale"
 
@@ -103,6 +104,22 @@ def test_waits_for_five_syncs_with_one_worker_slot(deployment, airbyte, endless)
     assert [deployment.end_of(run_id) for run_id in runs] == ["success"] * 5
 
 
+@pytest.mark.skipif(not AIRFLOW_3, reason="On Airflow 2 the tests keep the DAG's poke_interval: one slot bears that.")
+def test_pokes_come_later_if_the_slot_cannot_keep_up(deployment, airbyte, endless, capsys):
+    jobs = len(airbyte.jobs)
+    runs = [deployment.trigger(connection_id=connection_id) for connection_id in OTHERS]
+    deployment.wait_for(lambda: len(airbyte.unfinished()) == len(OTHERS), "the start of all syncs")
+    polls = len(airbyte.requests_of("get_job"))
+    time.sleep(30)
+    pokes, asked_for = len(airbyte.requests_of("get_job")) - polls, len(OTHERS) * 30 / POLICY[WAIT]["poke_interval"]
+    with capsys.disabled():
+        print(f"\nOne slot made {pokes} pokes in 30 s, where {asked_for:.0f} were due.")
+    assert 0 < pokes < asked_for / 2
+    airbyte.job_seconds = 0
+    assert [deployment.end_of(run_id) for run_id in runs] == ["success"] * len(OTHERS)
+    assert sorted(job.connection_id for job in airbyte.jobs[jobs:]) == sorted(OTHERS)
+
+
 def test_asks_an_old_job_less_often(deployment, airbyte, endless):
     airbyte.add_job(OTHERS[0], age=800)
     polls = len(airbyte.requests_of("get_job"))
@@ -114,7 +131,9 @@ def test_asks_an_old_job_less_often(deployment, airbyte, endless):
 
 
 @pytest.mark.parametrize("connection_id, state", [(ENDS_AT_ONCE, "success"), (FAILS, "failed")])
-def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(deployment, airbyte, connection_id, state):
+def test_a_task_killed_during_the_post_neither_loses_the_sync_nor_starts_it_twice(
+    deployment, airbyte, connection_id, state
+):
     airbyte.job_seconds = 1  # it has ended by the time of the retry
     jobs, posts = job_count(airbyte, connection_id), len(airbyte.requests_of("create_job"))
     airbyte.next_meets("create_job", Fault(no_answer="silent", carried_out=True))
@@ -126,7 +145,7 @@ def test_a_task_killed_amid_the_post_neither_loses_nor_doubles_the_sync(deployme
     assert job_count(airbyte, connection_id) == jobs + 1
 
 
-def test_a_task_killed_amid_a_poll_waits_on(deployment, airbyte, endless):
+def test_the_wait_survives_a_task_killed_during_a_poke(deployment, airbyte, endless):
     jobs, polls = job_count(airbyte, CONNECTION_ID), len(airbyte.requests_of("get_job"))
     airbyte.next_meets("get_job", Fault(no_answer="silent"))
     run_id = deployment.trigger()
@@ -138,7 +157,7 @@ def test_a_task_killed_amid_a_poll_waits_on(deployment, airbyte, endless):
     assert job_count(airbyte, CONNECTION_ID) == jobs + 1
 
 
-def test_a_scheduler_killed_amid_the_wait_waits_on_when_it_is_back(deployment, airbyte, endless):
+def test_the_wait_survives_a_killed_scheduler(deployment, airbyte, endless):
     jobs = job_count(airbyte, CONNECTION_ID)
     run_id = deployment.trigger()
     wait_until_it_waits(deployment, run_id)

@@ -1,5 +1,5 @@
 """
-What goes wrong, and what the run makes of it.
+What can go wrong, and how the run copes with it.
 
 A run ends in one of two ways: it follows the sync to its true end, or a task fails with a message that says what to
 do. It never starts a second sync while the first one may be running.
@@ -31,9 +31,9 @@ SYNCS = ("sync", "refresh")
 BUSY = (408, 429, 500, 502, 503, 504)
 REFUSALS = (400, 401, 403, 404, 422)
 NO_JOB = {"html": "<!doctype html><html><body>Sign in</body></html>", "list": "[]", "empty": "", "keyless": "{}"}
-RESET = Fault(no_answer="reset")
+CLOSED = Fault(no_answer="closed")
 SILENCE = Fault(no_answer="silent")
-RESET_BUT_CARRIED_OUT = Fault(no_answer="reset", carried_out=True)
+CLOSED_BUT_CARRIED_OUT = Fault(no_answer="closed", carried_out=True)
 JOBS_END = Fault(before=FakeAirbyte.end_jobs)
 TOKENS_EXPIRE = Fault(before=FakeAirbyte.expire_tokens)
 FOR_EVER = 99
@@ -57,7 +57,7 @@ class Outcome:
 
 @pytest.fixture
 def scenario(run):
-    """A function that plays a scenario, and checks how it ends."""
+    """A function that plays a scenario and checks how it ends."""
 
     def scenario(
         *,
@@ -82,8 +82,8 @@ def scenario(run):
         """
         :param ends: the tasks' states
         :param log_contains: a part of the message to the user
-        :param post_count: how many requests to create a job there are; None: it does not matter
-        :param new_jobs: how many jobs there are in the end that did not exist before
+        :param post_count: how many requests to create a job are sent; None: any number
+        :param new_jobs: how many jobs the scenario adds
         :param faults, statuses, pending, lists, base_path: of the FakeAirbyte
         :param existing_jobs: the arguments of FakeAirbyte.add_job
         :param host, login: of the HTTP connection; {url} is Airbyte's, {root} that without its path
@@ -94,7 +94,7 @@ def scenario(run):
         options = {"extra_options": {"timeout": request_timeout}} if request_timeout else {}
         start_retries = 3
         if ends == START_FAILS:
-            start_retries = 1 if DAG_TEST_COUNTS_TRIES else 0  # It would retry for ever.
+            start_retries = 1 if DAG_TEST_COUNTS_TRIES else 0  # Before 2.10 it would retry for ever.
         policy = {
             START: {"retries": start_retries, **options},
             WAIT: {"retries": FOR_EVER if DAG_TEST_FAILS_POKES else wait_retries, "timeout": wait_timeout, **options},
@@ -123,14 +123,14 @@ def scenario(run):
 
 
 def assert_nothing_is_asked_after_the_end(airbyte: FakeAirbyte) -> None:
-    """Once a poll has said how the job ended, there is at most the question where its page is."""
+    """After the poll that says how the job ended, at most its page is asked for."""
     asked = [request for request in airbyte.requests if request.operation not in ("create_token", "get_connection")]
     ends = [number for number, request in enumerate(asked) if request.job_status in ENDED and request.status == 200]
     assert ends in ([], [len(asked) - 1]) or asked[ends[0] - 1].operation == "list_jobs", "a retry may see it earlier"
 
 
 def answering(body: str) -> Fault:
-    """Return the fault that something else than Airbyte answers."""
+    """Return the fault of something that answers in Airbyte's place."""
     return Fault(body=body)
 
 
@@ -210,8 +210,8 @@ def test_fails_if_airbyte_keeps_refusing_pokes(scenario, status):
     assert len(outcome.airbyte.requests_of("get_job")) == 3, "the refusal is final after the second one"
 
 
-def test_a_refusal_amid_other_faults_does_not_end_the_wait(scenario):
-    faults = [Fault(403), Fault(503), Fault(403), RESET, Fault(403), None, Fault(403)]
+def test_a_refusal_during_other_faults_does_not_end_the_wait(scenario):
+    faults = [Fault(403), Fault(503), Fault(403), CLOSED, Fault(403), None, Fault(403)]
     scenario(faults={"get_job": faults}, statuses=("running", "running", "succeeded"))
 
 
@@ -296,7 +296,7 @@ def test_asks_whether_the_connection_is_active(scenario):
     assert "no login" not in outcome.run.log
 
 
-@pytest.mark.parametrize("fault", [*map(Fault, (*BUSY, *REFUSALS)), RESET, *map(answering, NO_JOB.values())], ids=str)
+@pytest.mark.parametrize("fault", [*map(Fault, (*BUSY, *REFUSALS)), CLOSED, *map(answering, NO_JOB.values())], ids=str)
 def test_tries_again_if_the_look_up_goes_wrong(scenario, fault):
     scenario(
         existing_jobs=(RUNNING,),
@@ -318,7 +318,7 @@ def test_says_why_if_the_look_up_keeps_being_refused(scenario):
     )
 
 
-# Jobs that are no syncs, or not of the type that was asked for.
+# Jobs of other types.
 
 
 @pytest.mark.parametrize("job_type", ["reset", "clear"])
@@ -364,7 +364,7 @@ def test_follows_the_refresh_that_the_start_created(scenario):
 def test_follows_the_refresh_whose_answer_was_lost(scenario, ended):
     scenario(
         pending=("refresh",),
-        faults={"create_job": [RESET_BUT_CARRIED_OUT], "list_jobs": [JOBS_END if ended else None]},
+        faults={"create_job": [CLOSED_BUT_CARRIED_OUT], "list_jobs": [JOBS_END if ended else None]},
         log_contains="following job 1001",
     )
 
@@ -379,7 +379,7 @@ def sync_ends_and_a_reset_follows(airbyte: FakeAirbyte) -> None:
 def test_follows_its_sync_although_a_reset_came_after_it(scenario):
     scenario(
         faults={
-            "create_job": [RESET_BUT_CARRIED_OUT],
+            "create_job": [CLOSED_BUT_CARRIED_OUT],
             "list_jobs": [Fault(before=sync_ends_and_a_reset_follows)],
         },
         log_contains="following job 1001",
@@ -387,14 +387,14 @@ def test_follows_its_sync_although_a_reset_came_after_it(scenario):
     )
 
 
-# An answer that is lost.
+# Answers that are lost.
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        case("start reset", faults={"create_job": [RESET]}, log_contains="Connection reset", post_count=2),
-        case("start reset, but the job was created", faults={"create_job": [RESET_BUT_CARRIED_OUT]}, post_count=None),
+        case("start closed", faults={"create_job": [CLOSED]}, log_contains="Connection reset", post_count=2),
+        case("start closed, but the job was created", faults={"create_job": [CLOSED_BUT_CARRIED_OUT]}, post_count=None),
         case(
             "start silent",
             faults={"create_job": [SILENCE]},
@@ -408,13 +408,13 @@ def test_follows_its_sync_although_a_reset_came_after_it(scenario):
             request_timeout=0.5,
             post_count=None,
         ),
-        case("poll reset", faults={"get_job": [RESET, None, RESET]}, log_contains="Connection reset"),
+        case("poll closed", faults={"get_job": [CLOSED, None, CLOSED]}, log_contains="Connection reset"),
         case("poll silent", faults={"get_job": [SILENCE]}, request_timeout=0.5, log_contains="Read timed out"),
-        case("token reset", faults={"create_token": [RESET]}, log_contains="Connection reset"),
+        case("token closed", faults={"create_token": [CLOSED]}, log_contains="Connection reset"),
         case("token silent", faults={"create_token": [SILENCE]}, request_timeout=0.5, log_contains="Read timed out"),
     ],
 )
-def test_bears_a_lost_answer(scenario, case):
+def test_survives_a_lost_answer(scenario, case):
     scenario(**case)
 
 
@@ -425,30 +425,30 @@ def test_bears_a_lost_answer(scenario, case):
         *(
             case(f"{name}, and the job ends before the retry", faults={"create_job": [fault], "list_jobs": [JOBS_END]})
             for name, fault in (
-                ("reset", RESET_BUT_CARRIED_OUT),
+                ("closed", CLOSED_BUT_CARRIED_OUT),
                 ("silent", Fault(no_answer="silent", carried_out=True)),
                 ("503", Fault(503, carried_out=True)),
                 ("html", Fault(body=NO_JOB["html"], carried_out=True)),
             )
         ),
         case(
-            "reset, and the job fails before the retry",
-            faults={"create_job": [RESET_BUT_CARRIED_OUT], "list_jobs": [JOBS_END]},
+            "closed, and the job fails before the retry",
+            faults={"create_job": [CLOSED_BUT_CARRIED_OUT], "list_jobs": [JOBS_END]},
             statuses=("running", "failed"),
             ends=WAIT_FAILS,
             log_contains="Airbyte job 1001 failed",
         ),
         case(
-            "reset, and so is the look-up of the retry",
-            faults={"create_job": [RESET_BUT_CARRIED_OUT], "list_jobs": [RESET, Fault(403), JOBS_END]},
+            "closed, and so is the look-up of the retry",
+            faults={"create_job": [CLOSED_BUT_CARRIED_OUT], "list_jobs": [CLOSED, Fault(403), JOBS_END]},
         ),
         case(
-            "reset, and the job that the retry follows is refused at first",
-            faults={"create_job": [RESET_BUT_CARRIED_OUT], "get_job": [Fault(403)]},
+            "closed, and the job that the retry follows is refused at first",
+            faults={"create_job": [CLOSED_BUT_CARRIED_OUT], "get_job": [Fault(403)]},
         ),
         case(
-            "reset, and an older sync has ended",
-            faults={"create_job": [RESET]},
+            "closed, and an older sync has ended",
+            faults={"create_job": [CLOSED]},
             existing_jobs=({"age": 60, "statuses": ("succeeded",)},),
             log_contains="",
             post_count=2,
@@ -459,7 +459,7 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, case):
     scenario(**{"log_contains": "following job 1001", "request_timeout": 0.5, **case})
 
 
-# An answer that is none.
+# Answers that do not come from Airbyte.
 
 
 @pytest.mark.parametrize("body", NO_JOB.values(), ids=NO_JOB)
@@ -467,7 +467,7 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, case):
     "operation, key, post_count",
     [("create_token", "access_token", 1), ("create_job", "jobId", 2), ("get_job", "status", 1)],
 )
-def test_tries_again_if_it_is_not_airbyte_that_answers(scenario, operation, key, post_count, body):
+def test_tries_again_if_something_else_answers(scenario, operation, key, post_count, body):
     scenario(faults={operation: [Fault(body=body)]}, log_contains=f"no JSON object with {key}", post_count=post_count)
 
 
@@ -496,7 +496,7 @@ def test_fails_in_the_end_if_the_start_never_succeeds(scenario, fault, log_conta
     )
 
 
-# What a job goes through.
+# The statuses of a job.
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_fails_in_the_end_if_the_start_never_succeeds(scenario, fault, log_conta
     ],
     ids=lambda statuses: statuses[1],
 )
-def test_waits_on_whatever_the_status(scenario, statuses):
+def test_keeps_waiting_in_any_other_status(scenario, statuses):
     scenario(statuses=statuses)
 
 
@@ -535,7 +535,7 @@ def test_links_to_the_ui_of_airbyte_cloud(run):
     assert f"http://cloud.airbyte.com/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline" in result.log
 
 
-@pytest.mark.parametrize("fault", [Fault(403), Fault(503), RESET, *map(answering, NO_JOB.values())], ids=str)
+@pytest.mark.parametrize("fault", [Fault(403), Fault(503), CLOSED, *map(answering, NO_JOB.values())], ids=str)
 def test_says_that_the_job_has_failed_even_without_a_link(scenario, fault):
     outcome = scenario(
         statuses=("running", "failed"),
@@ -562,16 +562,16 @@ def test_times_out_if_the_job_never_ends(scenario):
             statuses=("pending", "running", "incomplete", "running", "succeeded"),
         ),
         case(
-            "no token for a while amid the wait",
+            "no token for a while during the wait",
             faults={
-                "create_token": [None, None, Fault(503), Fault(429), RESET, Fault(body="<html>"), None, Fault(500)]
+                "create_token": [None, None, Fault(503), Fault(429), CLOSED, Fault(body="<html>"), None, Fault(500)]
             },
             statuses=("running",) * 4 + ("succeeded",),
             log_contains="v1/applications/token with 503",
             wait_retries=FOR_EVER,
         ),
         case(
-            "the client is refused amid the wait",
+            "the client is refused during the wait",
             faults={"create_token": [None, None, Fault(401)]},
             statuses=("running",) * 4 + ("succeeded",),
             ends=WAIT_FAILS,
@@ -616,7 +616,7 @@ def test_tokens(scenario, case):
     scenario(**case)
 
 
-# What the user has set, or not.
+# Settings that are missing or wrong.
 
 
 @pytest.mark.parametrize("blank", [None, " \n"], ids=["missing", "blank"])
@@ -708,7 +708,7 @@ def test_says_what_is_wrong_with_the_set_up(scenario, case):
 def draw(random: Random) -> dict:
     """Return a FakeAirbyte's arguments with faults drawn at random, and the arguments of the jobs that exist before."""
     garbage = [Fault(body=body) for body in NO_JOB.values()]
-    menu = [Fault(status) for status in BUSY] + garbage + [RESET, SILENCE]
+    menu = [Fault(status) for status in BUSY] + garbage + [CLOSED, SILENCE]
     menu += [Fault(fault.status, fault.body, fault.no_answer, carried_out=True) for fault in menu]
     operations = ("create_token", "create_job", "get_job", "list_jobs", "get_connection")
     faults = {
@@ -751,7 +751,7 @@ def test_faults_at_random(run, seed):
         result = run(airbyte.url, policy=policy)
 
     new_syncs = [job for job in airbyte.jobs[len(existing_jobs) :] if job.type in SYNCS]
-    assert len(new_syncs) <= 1, "a sync was doubled"
+    assert len(new_syncs) <= 1, "a sync was started twice"
     followed = next((job for job in airbyte.jobs if job.id == result.job_id), None)
     says_how_it_ended = [f"Airbyte job {result.job_id} {status}: " in result.log for status in ("failed", "cancelled")]
     if result.state == "success" or any(says_how_it_ended):

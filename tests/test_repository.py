@@ -1,4 +1,4 @@
-"""What a user copies from this repository, or what Astro reads of it, works and fits together."""
+"""What users copy out of this repository works, and what Astro reads is consistent with it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_env_file_of_the_readme_is_all_that_the_dag_needs(run):
     assert len(variables) == 4
 
 
-def test_the_image_the_requirements_and_the_readme_name_one_airflow():
+def test_the_image_the_requirements_and_the_readme_name_the_same_airflow():
     image = re.search(r"runtime:(\d+\.\d+)-\d+-base$", read("Dockerfile"), re.MULTILINE)
     assert f"apache-airflow-core~={image[1]}.0" in read("requirements.txt")
     assert f"2.7 to {image[1]}" in read("README.md")
@@ -67,7 +67,9 @@ def test_airflow_settings_are_what_the_astro_cli_reads():
 def test_passes_where_astro_dev_pytest_runs_it(tmp_path):
     """The image's folder: another user's, AIRFLOW_HOME itself, `.env` around it, no database, no ignored files."""
     project = tmp_path / "airflow"
-    ignored = shutil.ignore_patterns(*(line.replace("**/", "") for line in read(".dockerignore").splitlines()))
+    ignored = shutil.ignore_patterns(
+        "pytest-of-*", *(line.replace("**/", "") for line in read(".dockerignore").splitlines())
+    )
     shutil.copytree(ROOT, project, ignore=ignored)
     environ = {
         **os.environ,

@@ -26,8 +26,8 @@ def environment(home: Path, dags: Path = DAGS) -> dict[str, str]:
     """
     Return the environment variables of an Airflow in the folder `home`, with SQLite.
 
-    They are the present ones without those of any other Airflow, credentials for Airbyte, and all that leads
-    requests elsewhere (proxies, .netrc).
+    They are the current ones without any other Airflow's settings, credentials for Airbyte, and whatever redirects
+    requests (proxies, .netrc).
     """
     kept = {
         name: value
@@ -70,12 +70,12 @@ def create(home: Path, environ: dict[str, str], **streams) -> None:
 
 
 def kept_files(home: Path) -> dict[str, bytes]:
-    """Return all that the Airflow in `home` has kept, by file: logs, database and the rest."""
+    """Return the content of every file in `home`, by name: logs, the database and the rest."""
     return {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
 def leaks(kept: dict[str, bytes], secrets: list[str]) -> set[tuple[str, str]]:
-    """Return which secret stands where."""
+    """Return the secrets that were found, each with the name of its file."""
     return {(name, secret) for name, content in kept.items() for secret in secrets if secret.encode() in content}
 
 

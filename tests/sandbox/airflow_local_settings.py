@@ -1,4 +1,4 @@
-"""Airflow's cluster policy in the sandbox: it changes tasks as an administrator may, while the DAG file stays as it is."""
+"""Airflow's cluster policy in the sandbox: it changes the tasks as an administrator may, so the DAG file itself stays untouched."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 
 def task_policy(task) -> None:
-    """Set what the environment variable TASK_POLICY, a JSON object by task id, says of the task's attributes."""
+    """Set the attributes that the environment variable TASK_POLICY, a JSON object by task id, gives for this task."""
     for name, value in json.loads(os.environ.get("TASK_POLICY", "{}")).get(task.task_id, {}).items():
         if name.endswith("_delay"):
             value = timedelta(seconds=value)

@@ -39,7 +39,7 @@ def free_port(preferred: int = 0) -> int:
 
 @contextmanager
 def process_group(command: list[str], **options):
-    """Run a command in a process group of its own, and end the whole group at the end, whatever happens."""
+    """Run a command in a process group of its own. Whatever happens, end the whole group when the block ends."""
     child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options)
     try:
         yield child
@@ -85,10 +85,10 @@ class Deployment:
     An Airflow with the DAG file, copied alone, in its dags folder.
 
     :param home: an empty folder for it
-    :param environ: more environment variables: Variables, connections, settings
-    :param out: takes what the processes print
-    :param port: of the web server, if nobody listens on it
-    :param more: more commands that belong to it, by name: workers, a triggerer
+    :param environ: further environment variables: Variables, connections, settings
+    :param out: the file for what the processes print
+    :param port: the web server's, if it is free
+    :param more: further commands to run, by name, such as workers or a triggerer
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Deployment:
             # Airflow 2
             "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
             "AIRFLOW__WEBSERVER__SECRET_KEY": secret,
-            # Nobody waits for what Airflow does every now and then.
+            # What Airflow does periodically it does often here, so that no test waits for it.
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "5",
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
@@ -161,12 +161,12 @@ class Deployment:
         return processes_in(self.home)
 
     def process_of(self, port: int) -> psutil.Process:
-        """Return the process that has a connection to the stand-in from this port."""
+        """Return the process that is connected to the fake Airbyte from this port."""
         for candidate in self.running():
             for connection in candidate.connections("tcp"):
                 if connection.laddr.port == port and connection.raddr:
                     return candidate
-        raise LookupError(f"nobody has port {port}")
+        raise LookupError(f"no process is connected from port {port}")
 
     def start(self, name: str) -> None:
         """Start one of the commands, again if it was killed."""
@@ -176,7 +176,7 @@ class Deployment:
         self.processes[name] = self.stack.enter_context(run)
 
     def kill(self, name: str) -> None:
-        """Kill one of the processes, and all that it has started, as a machine that dies does."""
+        """Kill one of the commands with every process it started, as if its machine died."""
         end_group(self.processes[name], signal.SIGKILL)
 
     def airflow(self, *arguments: str) -> str:

@@ -113,9 +113,9 @@ class Fault:
     """
     What goes wrong with a request.
 
-    :param status: answered in place of Airbyte's answer, with the `body` or else with what Airbyte says then
-    :param body: answered in place of Airbyte's
-    :param no_answer: how the request stays without an answer: the connection is "reset", or "silent"
+    :param status: the status to answer with; the body is `body`, or else what Airbyte sends with this status
+    :param body: the body to answer with
+    :param no_answer: how the request goes unanswered: the connection is "closed", or "silent"
     :param carried_out: whether Airbyte does what was asked, although its answer does not arrive
     :param before: what happens to Airbyte just before the request is carried out
     :param after: what happens to Airbyte just after that
@@ -512,7 +512,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.no_answer:
             request.answer = f"({fault.no_answer})"
         airbyte.log(request)
-        if fault.no_answer == "reset":
+        if fault.no_answer == "closed":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         elif fault.no_answer == "silent":

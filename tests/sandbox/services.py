@@ -29,13 +29,13 @@ def available() -> bool:
 
 class Server:
     """
-    A server in a folder of its own, which can be ended and started again.
+    A server in a folder of its own, which can be stopped and started again.
 
-    :param command: what runs it
+    :param command: starts it
     :param folder: its data
     :param port: where it listens
-    :param out: takes what it prints
-    :param user: who runs it
+    :param out: the file for what it prints
+    :param user: the user that it runs as
     """
 
     def __init__(self, command: list[str], folder: Path, port: int, out, user: str | None = None) -> None:
@@ -63,13 +63,13 @@ class Server:
         raise TimeoutError(f"{self.command[0]} does not listen on {self.port}")
 
     def end(self, *signals: signal.Signals) -> None:
-        """End the server with these signals, or else politely."""
+        """Stop the server, with these signals if given."""
         end_group(self.process, *signals)
 
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Start a server, and remove it with its data in the end."""
+    """Start a server. When the block ends, stop it and delete its data."""
     try:
         server.start()
         yield server

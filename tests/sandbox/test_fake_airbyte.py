@@ -1,4 +1,4 @@
-"""The fake Airbyte answers and refuses as Airbyte does. Otherwise the other tests would prove nothing."""
+"""The fake Airbyte answers and refuses as Airbyte does, or the other tests would prove nothing."""
 
 from __future__ import annotations
 
