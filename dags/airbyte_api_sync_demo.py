@@ -197,4 +197,4 @@ with DAG(
     trigger_sync >> wait_for_sync_to_complete
 
 if __name__ == "__main__":
-    dag.test()
+    raise SystemExit(None if dag.test().state == "success" else "The run failed: the last traceback above says why.")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from sandbox.airflow_home import AIRFLOW_VERSION, START, WAIT, kept_files, leaks
+from sandbox.airflow_home import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings, kept_files, leaks
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAirbyte, Fault
 
 OTHER_CONNECTION_ID = "0b9f6f2e-1111-4c4c-8d8d-5f2f3c4d5e6f"
@@ -118,6 +121,19 @@ def test_accepts_a_job_without_a_start_time(run, scheduled_pokes, start_time):
     assert result.state == "success"
     assert scheduled_pokes
     assert scheduled_pokes == pytest.approx([30] * len(scheduled_pokes), abs=5)
+
+
+@pytest.mark.parametrize("connection_id, exit_code", [(CONNECTION_ID, 0), ("", 1)])
+def test_the_file_runs_by_itself(home, connection_id, exit_code):
+    with FakeAirbyte(statuses={CONNECTION_ID: ("succeeded",)}) as airbyte:
+        variable = {"AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": connection_id}
+        environ = {**os.environ, **dag_settings(airbyte.url), **variable}
+        command = [sys.executable, DAG_FILE]
+        run = subprocess.run(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.returncode == exit_code, run.stdout
+    if exit_code:
+        assert run.stdout.endswith("The run failed: the last traceback above says why.\n")
+        assert "Set the Variable MY_EXAMPLE_CONNECTION_ID" in run.stdout.rpartition("Traceback")[2]
 
 
 @pytest.mark.parametrize("base_path, slash", [("", ""), ("", "/"), ("/api/public", ""), ("/api/public", "/")])
