@@ -161,7 +161,7 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Four cores poke 256 every 30 s.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], title="Connection id, else MY_EXAMPLE_CONNECTION_ID")},
+    params={"connection_id": Param("", type=["null", "string"], description="Default: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"airbyte_token": airbyte_token, "airbyte_connection_id": airbyte_connection_id},
     default_args={
         "http_conn_id": HTTP_CONNECTION,

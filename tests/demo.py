@@ -109,7 +109,7 @@ def ui(home: Path, log: Path, say, port: int = 8080):
 
     {deployment.url}/dags/{airflow_home.DAG_ID}
 
-and press Trigger. Leave the connection id empty, or enter one of these:
+and press Trigger. Leave connection_id empty, or enter one of these:
 
     {OTHER_CONNECTION_ID}  another connection
     {FAILING_CONNECTION_ID}  one whose syncs fail
