@@ -61,6 +61,10 @@ def test_waits_for_a_day_without_a_worker_slot(dag):
     assert wait.retries * wait.max_retry_delay >= timedelta(seconds=wait.timeout)
 
 
+def test_lets_many_runs_wait_at_once(dag):
+    assert dag.max_active_runs == 256
+
+
 def test_asks_again_after_a_refused_poke_within_five_minutes(dag):
     assert timedelta(seconds=30) <= dag.get_task(WAIT).retry_delay <= timedelta(minutes=4)
 
