@@ -638,6 +638,7 @@ NOT_A_CONNECTION_ID = [
     CONNECTION_ID.replace("-", " "),
     CONNECTION_ID.replace("-", ""),
     f"{CONNECTION_ID[:-1]}\n1",
+    f"{CONNECTION_ID}/status",
     f"{{{CONNECTION_ID}}}",
     'it\'s "quoted" \\',
     "{{ 1 / 0 }}",
