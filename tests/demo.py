@@ -139,6 +139,9 @@ def main() -> int:
     except (subprocess.CalledProcessError, TimeoutError):
         say(f"Airflow could not be set up: {log} says why")
         return 1
+    except SystemExit:
+        log.unlink(missing_ok=True)
+        raise
     finally:
         kill_processes_in(home)
         shutil.rmtree(home, ignore_errors=True)

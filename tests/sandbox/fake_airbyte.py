@@ -596,13 +596,20 @@ def main() -> None:
         port=arguments.port, job_seconds=arguments.job_seconds, base_path=arguments.base_path, log=log
     ) as airbyte:
         print(
-            f"""The fake Airbyte answers at {airbyte.url} until Ctrl-C. Get a token, start a sync, poll its job:
+            f"""The fake Airbyte answers until Ctrl-C.
 
-curl {airbyte.url}/v1/applications/token -H 'Content-Type: application/json' \\
-  -d '{{"client_id": "{CLIENT_ID}", "client_secret": "{CLIENT_SECRET}"}}'
-curl {airbyte.url}/v1/jobs -H 'Content-Type: application/json' -H 'Authorization: Bearer <access_token>' \\
+host           {airbyte.url}
+connection id  {CONNECTION_ID}
+client id      {CLIENT_ID}
+client secret  {CLIENT_SECRET}
+
+To get a token, start a sync and poll its job with curl:
+
+TOKEN=$(curl -s {airbyte.url}/v1/applications/token -H 'Content-Type: application/json' \\
+  -d '{{"client_id": "{CLIENT_ID}", "client_secret": "{CLIENT_SECRET}"}}' | cut -d '"' -f 4)
+curl {airbyte.url}/v1/jobs -H 'Content-Type: application/json' -H "Authorization: Bearer $TOKEN" \\
   -d '{{"connectionId": "{CONNECTION_ID}", "jobType": "sync"}}'
-curl {airbyte.url}/v1/jobs/1001 -H 'Authorization: Bearer <access_token>'
+curl {airbyte.url}/v1/jobs/1001 -H "Authorization: Bearer $TOKEN"
 """,
             flush=True,
         )

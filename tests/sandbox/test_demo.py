@@ -71,17 +71,18 @@ def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["Setting up an Airflow", "Running the DAG", "POST /v1/jobs"])
-def test_ctrl_c_ends_everything_at_any_moment(start, moment):
+def test_ctrl_c_ends_everything_at_any_moment(start, moment, tmp_path):
     demo = start()
     next(line for line in demo.stdout if moment in line)
     demo.send_signal(signal.SIGINT)
     demo.send_signal(signal.SIGINT)  # of an impatient user
     demo.communicate(timeout=30)
     assert demo.returncode == 130
+    assert list(tmp_path.glob("airflow-home-*")) == []
 
 
 @pytest.mark.deployment
-def test_the_ui_is_there_until_ctrl_c(start):
+def test_the_ui_is_there_until_ctrl_c(start, tmp_path):
     demo = start("--ui")
     url = next(line.strip() for line in demo.stdout if re.search(r"^ +http://127.0.0.1:\d+/dags/", line))
     with urllib.request.urlopen(url, timeout=30) as page:
@@ -89,5 +90,6 @@ def test_the_ui_is_there_until_ctrl_c(start):
     demo.send_signal(signal.SIGINT)
     demo.communicate(timeout=60)
     assert demo.returncode == 130
+    assert list(tmp_path.glob("airflow-home-*")) == []
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=5)
