@@ -87,7 +87,12 @@ def one_sync(deployment, airbyte, endless):
     deployment.wait_for(lambda: deployment.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", "the wait")
     polls = len(airbyte.requests_of("get_job"))
     yield run_id
-    deployment.wait_for(lambda: len(airbyte.requests_of("get_job")) > polls, "another poke", 180)
+
+    def another_poke() -> bool:
+        deployment.restart_what_has_ended()  # Without its database, Airflow's scheduler may give up.
+        return len(airbyte.requests_of("get_job")) > polls
+
+    deployment.wait_for(another_poke, "another poke", 180)
     airbyte.job_seconds = 0
     assert deployment.end_of(run_id, 180) == "success"
     assert len(airbyte.jobs) == jobs + 1

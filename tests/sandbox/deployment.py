@@ -179,6 +179,13 @@ class Deployment:
         """Kill one of the commands with every process it started, as if its machine died."""
         end_group(self.processes[name], signal.SIGKILL)
 
+    def restart_what_has_ended(self) -> None:
+        """Start the commands again that have ended by themselves, as a service manager does."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is not None:
+                self.kill(name)
+                self.start(name)
+
     def airflow(self, *arguments: str) -> str:
         """Run an `airflow` command in this Airflow and return what it prints."""
         command = ["airflow", *arguments]
