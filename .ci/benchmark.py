@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--apart", type=float, default=60, help="the spread of these durations (60, at most --seconds)")
     parser.add_argument("--waiting", type=int, nargs="*", help="measure so many waiting syncs instead (16 64 256)")
     parser.add_argument("--window", type=float, default=180, help="with --waiting: for how many seconds (180)")
-    parser.add_argument("--max-active-runs", type=int, help="with --waiting: of this DAG (as the file says)")
+    parser.add_argument("--max-active-runs", type=int, help="of this DAG (as the file says)")
     options = parser.parse_args()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, demo.stop)

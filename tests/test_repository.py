@@ -67,6 +67,7 @@ def test_airflow_settings_are_what_the_astro_cli_reads():
 def test_passes_where_astro_dev_pytest_runs_it(tmp_path):
     """The image's folder: another user's, AIRFLOW_HOME itself, `.env` around it, no database, no ignored files."""
     project = tmp_path / "airflow"
+    # pytest-of-*: this copy itself, if TMPDIR lies in the checkout
     ignored = shutil.ignore_patterns(
         "pytest-of-*", *(line.replace("**/", "") for line in read(".dockerignore").splitlines())
     )

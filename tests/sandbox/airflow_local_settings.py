@@ -1,4 +1,4 @@
-"""Airflow's cluster policy in the sandbox: it changes the tasks as an administrator may, so the DAG file itself stays untouched."""
+"""Airflow's cluster policy in the sandbox: it changes tasks as an administrator may; the DAG file stays as it is."""
 
 import json
 import os
