@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
-import random
 import re
+import runpy
 import shutil
-import sqlite3
 import subprocess
 import tempfile
-import threading
-from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sandbox import airflow_home
-from sandbox.airflow_home import AIRFLOW_VERSION, START, WAIT
+from sandbox import throwaway_airflow
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT
 
-SLOW_MARKS = {
-    "deployment": "a real scheduler; takes minutes",
-    "celery": "a distributed Airflow on PostgreSQL and Redis; takes minutes",
-}
+BACKEND = "sandbox.flaky_secrets.FlakySecrets"
 
 
 def pytest_addoption(parser):
     parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
-    parser.addoption(
-        "--seed", type=int, default=random.randrange(10**6), help="the seed of the first (default: random)"
-    )
-
-
-def pytest_configure(config):
-    for mark, needs in SLOW_MARKS.items():
-        config.addinivalue_line("markers", f"{mark}: {needs}: pytest -m {mark}")
-
-
-def pytest_report_header(config):
-    return f"random fault schedules: --schedules {config.option.schedules} --seed {config.option.seed}"
+    parser.addoption("--seed", type=int, default=1, help="the seed of the first (default: 1)")
 
 
 def pytest_generate_tests(metafunc):
@@ -49,20 +32,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(first, first + metafunc.config.option.schedules))
 
 
-def pytest_collection_modifyitems(config, items):
-    """Without `-m`, skip what takes minutes."""
-    for item in items:
-        for mark in SLOW_MARKS:
-            if item.get_closest_marker(mark) and not config.option.markexpr:
-                item.add_marker(pytest.mark.skip(reason=f"takes minutes: pytest -m {mark}"))
-
-
 def pytest_sessionstart(session):
     """Replace the environment by that of a throwaway Airflow, before any test module imports Airflow."""
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
-    environ = airflow_home.environment(home)
+    environ = throwaway_airflow.environment(home)
     os.environ.clear()
     os.environ.update(environ)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["AIRFLOW__SECRETS__BACKEND"] = os.environ["AIRFLOW__WORKERS__SECRETS_BACKEND"] = BACKEND
 
 
 def pytest_sessionfinish(session):
@@ -70,7 +47,7 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home() -> Path:
+def airflow_home() -> Path:
     """The folder of the throwaway Airflow, which has a database now."""
     home = Path(os.environ["AIRFLOW_HOME"])
     if (3, 0) <= AIRFLOW_VERSION < (3, 2):
@@ -84,81 +61,74 @@ def home() -> Path:
             ],
             structlog.make_filtering_bound_logger(logging.INFO),
         )
-    airflow_home.create(home, dict(os.environ), stdout=subprocess.DEVNULL)
+    throwaway_airflow.create(home, dict(os.environ), stdout=subprocess.DEVNULL)
     return home
 
 
-class Run(NamedTuple):
-    """How a run of the DAG ended: its state, its tasks' states, their XComs, and all that was logged."""
+@pytest.fixture(scope="session")
+def dag_file(airflow_home) -> dict:
+    """What the DAG file defines, by name."""
+    return runpy.run_path(str(DAG_FILE))
+
+
+class DagRunResult(NamedTuple):
+    """How a run of the DAG ended: its state, its tasks' states and tries, their XComs, and all that was logged."""
 
     state: str
     tasks: dict[str, str]
+    tries: dict[str, int]
     job_id: int | None
     job: dict | None
     log: str
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
+def run_dag(monkeypatch, capfd):
     """A function that runs the DAG with `dag.test()`, as fast as Airflow can."""
+    importlib.import_module("airflow.configuration")  # It imports the backend.
+    from sandbox import flaky_secrets
 
-    def run(host: str, conf: dict | None = None, variables: dict | None = None, policy: dict | None = None) -> Run:
+    def run_dag(
+        host: str,
+        conf: dict | None = None,
+        variables: dict[str, str | None] | None = None,
+        policy: dict | None = None,
+        failing_reads: dict[str, set[int]] | None = None,
+    ) -> DagRunResult:
         """
         :param host: of the HTTP connection
         :param conf: the parameters that the run is triggered with
-        :param variables: environment variables that differ from `airflow_home.dag_settings`; None unsets one
+        :param variables: environment variables that differ from `dag_settings`; None unsets one
         :param policy: the tasks' attributes that differ from the DAG file, by task
+        :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
         """
-        for name, value in {**airflow_home.dag_settings(host), **(variables or {})}.items():
-            monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+        settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
+        known = {name: value for name, value in settings.items() if failing_reads and value is not None}
+        flaky_secrets.store(known, failing_reads or {})
+        for name, value in settings.items():
+            if value is None or name in known:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
         no_delay = {"retry_delay": 0, "max_retry_delay": 1e-6}
         tasks = {START: {**no_delay}, WAIT: {**no_delay, "poke_interval": 0, "timeout": 120}}
         for task_id, changes in (policy or {}).items():
             tasks[task_id].update(changes)
         monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))
         capfd.readouterr()
-        dag_run = airflow_home.load_dag().test(run_conf=conf)
+        dag_run = throwaway_airflow.load_dag().test(run_conf=conf)
         log = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capfd.readouterr()))
         instances = {ti.task_id: ti for ti in dag_run.get_task_instances()}
-        return Run(
+        return DagRunResult(
             str(dag_run.state),
             {task_id: str(ti.state) for task_id, ti in instances.items()},
+            {task_id: ti.try_number for task_id, ti in instances.items()},
             instances[START].xcom_pull(task_ids=START),
             instances[WAIT].xcom_pull(task_ids=WAIT, key="job"),
             " ".join(log.split()),
         )
 
-    return run
-
-
-@pytest.fixture
-def scheduled_pokes(home):
-    """
-    The seconds from each poke to the next one, as Airflow has scheduled it.
-
-    Nobody waits for it: what is scheduled for later becomes due at once.
-    """
-    seconds: list[float] = []
-    done = threading.Event()
-
-    def let_time_pass() -> None:
-        with closing(sqlite3.connect(home / "airflow.db", timeout=30)) as database:
-            database.execute("DELETE FROM task_reschedule")
-            database.commit()
-            while not done.wait(0.1):
-                rows = database.execute(
-                    "SELECT id, end_date, reschedule_date FROM task_reschedule ORDER BY id"
-                ).fetchall()
-                for row_id, end, reschedule in rows[len(seconds) :]:
-                    seconds.append((datetime.fromisoformat(reschedule) - datetime.fromisoformat(end)).total_seconds())
-                    database.execute("UPDATE task_reschedule SET reschedule_date = end_date WHERE id = ?", [row_id])
-                    database.commit()
-
-    thread = threading.Thread(target=let_time_pass)
-    thread.start()
-    yield seconds
-    done.set()
-    thread.join()
+    return run_dag
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,9 @@ from pathlib import Path
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Request
 
 try:
-    from sandbox import airflow_home
-    from sandbox.airflow_home import HTTP_CONNECTION
+    from sandbox import throwaway_airflow
     from sandbox.deployment import Deployment, kill_processes_in
+    from sandbox.throwaway_airflow import HTTP_CONNECTION
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
@@ -34,7 +35,7 @@ FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 SYNC_SECONDS = 7
 NEXT = """
 To run it in your own Airflow, copy dags/airbyte_api_sync_demo.py into its dags folder and see "Set it up" in README.md.
-To click through it here first: python tests/demo.py --ui"""
+To click through it here first: {python} {script} --ui"""
 
 
 def line(request: Request) -> str:
@@ -49,6 +50,8 @@ def line(request: Request) -> str:
         said = f"job {answer['jobId']} is {answer['status']}"
     elif "workspaceId" in answer:
         said = f"the connection {answer['name']}"
+    elif "data" in answer:
+        said = f"the connection's last jobs: {len(answer['data'])}"
     else:
         said = request.answer
     return f"{request.method:4} {request.path:23} {request.status}  {said}"
@@ -57,30 +60,34 @@ def line(request: Request) -> str:
 def run_once(home: Path, log: Path, say) -> int:
     """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
     with FakeAirbyte(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
-        say(f"A fake Airbyte answers at {airbyte.url}")
+        say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Setting up an Airflow in {home}, which logs to {log}")
         environ = {
-            **airflow_home.environment(home),
-            **airflow_home.dag_settings(airbyte.url),
+            **throwaway_airflow.environment(home),
+            **throwaway_airflow.dag_settings(airbyte.url),
             "PYTHONPATH": str(Path(__file__).resolve().parent),
-            "TASK_POLICY": json.dumps({airflow_home.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
+            "TASK_POLICY": json.dumps({throwaway_airflow.WAIT: {"poke_interval": 2, "retry_delay": 1}}),
         }
         streams = {"stdout": out, "stderr": subprocess.STDOUT}
-        airflow_home.create(home, environ, **streams)
-        say(f"Running the DAG {airflow_home.DAG_ID}, which polls every 2 seconds here")
-        result = home / "result.json"
+        throwaway_airflow.create(home, environ, **streams)
+        say(f"Running the DAG {throwaway_airflow.DAG_ID}, which checks the job every 2 seconds here")
         # In a process of its own, so that Airflow's log goes to the file.
-        command = [sys.executable, "-m", "sandbox.run_dag", str(result)]
-        subprocess.run(command, env=environ, cwd=home, **streams)
-        outcome = json.loads(result.read_text()) if result.exists() else {"state": "unknown"}
-    if outcome["state"] != "success":
-        say(f"The run has ended in the state {outcome['state']}: {log} says why")
+        ended = subprocess.run([sys.executable, "-m", "sandbox.throwaway_airflow"], env=environ, cwd=home, **streams)
+    if ended.returncode != 0:
+        say(f"The run has not succeeded: {log} says why")
         return 1
-    job = outcome["job"]
     log.unlink()
-    say(f"The sync has succeeded: {job['rowsSynced']:,} rows, {job['bytesSynced']:,} bytes, in {job['duration']}")
-    print(NEXT)
+    (job,) = airbyte.jobs
+    synced = airbyte.job_response(job, with_stats=True)
+    say(f"The sync has succeeded: {synced['rowsSynced']:,} rows, {synced['bytesSynced']:,} bytes, in {SYNC_SECONDS} s")
+    print(NEXT.format(python=shown_path(sys.executable), script=shown_path(__file__)))
     return 0
+
+
+def shown_path(path: str) -> str:
+    """Return a path as one would type it here."""
+    path = os.path.abspath(path)
+    return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
 
 
 @contextmanager
@@ -94,9 +101,9 @@ def ui(home: Path, log: Path, say, port: int = 8080):
     with FakeAirbyte(statuses=statuses, job_seconds=30, log=lambda request: say(line(request))) as airbyte, log.open(
         "w"
     ) as out:
-        say(f"A fake Airbyte answers at {airbyte.url}")
+        say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Starting an Airflow in {home}, which logs to {log}")
-        policy = json.dumps({airflow_home.WAIT: {"poke_interval": 15, "retry_delay": 5}})
+        policy = json.dumps({throwaway_airflow.WAIT: {"poke_interval": 15, "retry_delay": 5}})
         with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as deployment:
             deployment.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             for key, value in (
@@ -107,7 +114,7 @@ def ui(home: Path, log: Path, say, port: int = 8080):
                 deployment.api("/variables", {"key": key, "value": value})
             say(f"""Airflow is ready. You need no login. Open
 
-    {deployment.url}/dags/{airflow_home.DAG_ID}
+    {deployment.url}/dags/{throwaway_airflow.DAG_ID}
 
 and press Trigger. Leave connection_id empty, or enter one of these:
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sandbox.airflow_home import HTTP_CONNECTION
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAirbyte
+from sandbox.throwaway_airflow import HTTP_CONNECTION
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534

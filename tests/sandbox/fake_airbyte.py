@@ -7,14 +7,15 @@ A fake Airbyte: an HTTP server on loopback that answers, and refuses, as Airbyte
         airbyte.jobs           # the jobs that were created
 
 `python tests/sandbox/fake_airbyte.py` runs it alone, with examples for curl.
+It answers what this repository's DAG, Airbyte's SDK and Airflow's Airbyte provider ask for.
 The API is documented at https://reference.airbyte.com, its server is https://github.com/airbytehq/airbyte-platform.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import math
 import re
 import socket
 import struct
@@ -26,16 +27,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
 WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
 CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
 CLIENT_SECRET = "fake-client-secret"
+TOKEN_SECONDS = 900
 SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
 NOT_BEGUN = ("pending", "queued")
 ENDED = ("succeeded", "failed", "cancelled")
-JOB_STATUSES = (*NOT_BEGUN, "running", "incomplete", *ENDED)
 JOB_TYPES = ("sync", "reset", "refresh", "clear")
 
 # Airbyte's problems, by the status of its answer: title, detail, and what data.message says.
@@ -54,12 +55,14 @@ PROBLEMS = {
 # What a gateway in front of Airbyte answers instead.
 GATEWAY = {
     302: "",
+    405: "<html><body><h1>405 Not Allowed</h1></body></html>",
     408: '{"message":"Request Timeout"}',
     429: '{"message":"You are being rate limited."}',
     502: "<html><body><h1>502 Bad Gateway</h1></body></html>",
     503: "<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>",
     504: "<html><body><h1>504 Gateway Time-out</h1></body></html>",
 }
+UNKNOWN_PATH = '{"message":"The current request is not defined by this API.","code":404}'
 
 
 def problem(status: int, message: str = "", title: str = "", detail: str = "") -> str:
@@ -103,11 +106,6 @@ class Refused(Exception):
         self.body = body or body_of(status)
 
 
-def not_understood(message: str) -> Refused:
-    """Return the refusal of a request that has a wrong form."""
-    return Refused(400, framework_error("Bad Request", message))
-
-
 @dataclass(frozen=True)
 class Fault:
     """
@@ -116,6 +114,7 @@ class Fault:
     :param status: the status to answer with; the body is `body`, or else what Airbyte sends with this status
     :param body: the body to answer with
     :param no_answer: how the request goes unanswered: the connection is "closed", or "silent"
+    :param seconds: how long the request waits until all this happens
     :param carried_out: whether Airbyte does what was asked, although its answer does not arrive
     :param before: what happens to Airbyte just before the request is carried out
     :param after: what happens to Airbyte just after that
@@ -124,6 +123,7 @@ class Fault:
     status: int = 0
     body: str | None = None
     no_answer: str = ""
+    seconds: float = 0
     carried_out: bool = False
     before: Callable[[FakeAirbyte], None] | None = None
     after: Callable[[FakeAirbyte], None] | None = None
@@ -134,6 +134,13 @@ class Fault:
     @property
     def replaces_the_answer(self) -> bool:
         return bool(self.status or self.no_answer or self.body is not None)
+
+
+# What Airbyte answers to everybody while its own database is down, and an ingress while no Airbyte is there.
+DATABASE_DOWN = Fault(
+    401, framework_error("Could not get the current Airbyte user due to an internal error.", "Unauthorized")
+)
+NOBODY_THERE = Fault(404, "404 page not found")
 
 
 @dataclass
@@ -147,10 +154,6 @@ class Job:
     created: float  # in seconds since the epoch, as `ended`
     step: int = 0
     ended: float | None = None
-
-    @property
-    def updated(self) -> float:
-        return self.ended or self.created
 
 
 @dataclass
@@ -169,27 +172,19 @@ class Request:
     answer: str | None = None
     job_status: str | None = None  # of the job that was asked for
 
-    def json(self) -> dict:
-        """Return the JSON object in the body, or refuse it."""
-        with suppress(ValueError):
-            if isinstance(body := json.loads(self.body), dict):
-                return body
-        raise not_understood("the body is no JSON object")
-
 
 class FakeAirbyte(ThreadingHTTPServer):
     """
     The server. It runs in its `with` block.
 
-    :param faults: what goes wrong with the first, second, … request of an operation, by the operation's name
+    :param faults: what goes wrong with the next requests of an operation, by the operation's name
         (`create_token`, `create_job`, `get_job`, `list_jobs`, `cancel_job`, `get_connection`); None: nothing
     :param statuses: the statuses that a connection's jobs go through, by connection; these connections exist
     :param job_seconds: how long a job takes; without it, a job reaches its next status whenever somebody asks for it,
         and a reset, for which nobody asks, whenever it is in the way of a sync
-    :param token_seconds: how long a token lives
     :param base_path: "/api/public" for a self-managed Airbyte, "" for Airbyte Cloud
-    :param pending: the types of the jobs that the next POSTs of a sync create instead: pending resets and refreshes
-    :param lists: the types of the jobs that are listed without `jobType`: before February 2026, ("sync", "reset")
+    :param before_syncs: the types of the jobs that the next POSTs of a sync create instead: pending resets, refreshes
+    :param listed_types: the types of the jobs that are listed: before February 2026, ("sync", "reset")
     :param port: 0 takes a free one
     :param log: called with each request once it is answered
     """
@@ -202,10 +197,9 @@ class FakeAirbyte(ThreadingHTTPServer):
         faults: dict[str, list[Fault | None]] | None = None,
         statuses: dict[str, tuple[str, ...]] | None = None,
         job_seconds: float | None = None,
-        token_seconds: float = 900,
         base_path: str = "",
-        pending: tuple[str, ...] = (),
-        lists: tuple[str, ...] = JOB_TYPES,
+        before_syncs: tuple[str, ...] = (),
+        listed_types: tuple[str, ...] = JOB_TYPES,
         port: int = 0,
         log: Callable[[Request], None] = lambda request: None,
     ) -> None:
@@ -213,14 +207,14 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.faults = {operation: list(faults) for operation, faults in (faults or {}).items()}
         self.statuses = statuses or {CONNECTION_ID: SUCCEEDS}
         self.job_seconds = job_seconds
-        self.token_seconds = token_seconds
         self.base_path = base_path
         self.self_managed = bool(base_path)
-        self.pending = list(pending)
-        self.lists = lists
+        self.before_syncs = list(before_syncs)
+        self.listed_types = listed_types
         self.log = log
         self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
         self.jobs: list[Job] = []
+        self.job_ids = itertools.count(1001)
         self.tokens: dict[str, float] = {}  # and when they expire
         self.requests: list[Request] = []
         self.lock = threading.Lock()
@@ -241,17 +235,24 @@ class FakeAirbyte(ThreadingHTTPServer):
         """Return the requests of one operation, in the order they came."""
         return [request for request in self.requests if request.operation == operation]
 
-    def next_meets(self, operation: str, *faults: Fault | None) -> None:
-        """Let the next requests of an operation meet these faults."""
+    def forget(self) -> None:
+        """Forget jobs, requests and faults, for the next test. Tokens live on, and job ids go on."""
         with self.lock:
-            self.faults[operation] = [None] * len(self.requests_of(operation)) + [*faults]
+            self.jobs, self.requests, self.faults = [], [], {}
 
     def add_job(
-        self, connection_id: str = CONNECTION_ID, type: str = "sync", statuses: tuple[str, ...] = (), age: float = 0
+        self,
+        connection_id: str = CONNECTION_ID,
+        type: str = "sync",
+        statuses: tuple[str, ...] = (),
+        age: float = 0,
+        duration: float | None = None,
     ) -> Job:
-        """Create a job `age` seconds ago, as if somebody else had started it."""
+        """Create a job `age` seconds ago. With a duration, in seconds, it has reached its last status after that."""
         default = SUCCEEDS if type in ("reset", "clear") else self.statuses[connection_id]
-        job = Job(1001 + len(self.jobs), connection_id, type, tuple(statuses) or default, time.time() - age)
+        job = Job(next(self.job_ids), connection_id, type, tuple(statuses) or default, time.time() - age)
+        if duration is not None:
+            job.step, job.ended = len(job.statuses) - 1, job.created + duration
         self.jobs.append(job)
         return job
 
@@ -306,30 +307,22 @@ class FakeAirbyte(ThreadingHTTPServer):
         if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
             client = {key: values[-1] for key, values in parse_qs(request.body).items()}
         else:
-            client = request.json()
-        if client.get("grant-type") not in (None, "client_credentials"):
-            raise not_understood("no such grant-type")
-        if not {"client_id", "client_secret"} <= set(client):
-            raise not_understood("client_id or client_secret is missing")
-        if (client["client_id"], client["client_secret"]) != (CLIENT_ID, CLIENT_SECRET):
-            raise not_understood("Invalid client id or token") if self.self_managed else Refused(401, uncaught_error())
+            client = json.loads(request.body)
+        if (client.get("client_id"), client.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
+            if self.self_managed:
+                raise Refused(400, framework_error("Bad Request", "Invalid client id or token"))
+            raise Refused(401, uncaught_error())
         token = f"fake.{uuid.uuid4()}"
-        self.tokens[token] = time.time() + self.token_seconds
-        return {"access_token": token, "token_type": "Bearer", "expires_in": int(self.token_seconds)}
+        self.tokens[token] = time.time() + TOKEN_SECONDS
+        return {"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS}
 
     def create_job(self, request: Request) -> dict:
-        """POST /v1/jobs"""
+        """POST /v1/jobs, of a sync"""
         self.authorize(request)
-        body = request.json()
-        job_type = body.get("jobType")
-        if job_type not in JOB_TYPES or "connectionId" not in body:
-            raise not_understood("no such jobType, or no connectionId")
+        body = json.loads(request.body)
+        if body["jobType"] != "sync":
+            raise Refused(422, problem(422, "The fake Airbyte starts only syncs"))
         connection_id = self.existing_connection(body["connectionId"])
-        if job_type == "refresh":
-            raise Refused(422, problem(422, "Refreshes are not supported in the public API"))
-        if job_type in ("reset", "clear"):  # Airbyte calls both a reset, and cancels what runs for it.
-            self.cancel(connection_id)
-            return self.job_response(self.add_job(connection_id, "reset"))
         for job in self.unfinished(connection_id):
             begun = any(status not in NOT_BEGUN for status in job.statuses[: job.step + 1])
             response = self.job_response(job)
@@ -339,7 +332,7 @@ class FakeAirbyte(ThreadingHTTPServer):
                 return response
             message = f"A sync is already running for: {connection_id}"
             raise Refused(409, problem(409, message, "try-again-later", "Please try again later."))
-        return self.job_response(self.add_job(connection_id, self.pending.pop(0) if self.pending else "sync"))
+        return self.job_response(self.add_job(connection_id, self.before_syncs.pop(0) if self.before_syncs else "sync"))
 
     def get_job(self, request: Request) -> dict:
         """GET /v1/jobs/{jobId}"""
@@ -352,73 +345,45 @@ class FakeAirbyte(ThreadingHTTPServer):
     def cancel_job(self, request: Request) -> dict:
         """DELETE /v1/jobs/{jobId}: whatever runs on that job's connection is cancelled"""
         job = self.existing_job(request)
-        if not self.cancel(job.connection_id):
+        running = self.unfinished(job.connection_id)
+        if not running:
             raise Refused(409, problem(409, "Job is not currently running"))
+        for each in running:
+            each.statuses, each.step, each.ended = ("cancelled",), 0, time.time()
         return self.job_response(job)
 
     def list_jobs(self, request: Request) -> dict:
         """GET /v1/jobs: the oldest first, unless orderBy says otherwise"""
         self.authorize(request)
         query = request.query
-        limit, offset = self.number(query, "limit", 20, 1, 100), self.number(query, "offset", 0, 0, 2**31 - 1)
-        order = re.search(r"(createdAt|updatedAt)\|(ASC|DESC)", query.get("orderBy", "createdAt|ASC"))
-        if not order:
-            raise Refused(400, problem(400, f"Invalid order by clause provided: {query['orderBy']}"))
-        for name, known in (("jobType", JOB_TYPES), ("status", JOB_STATUSES)):
-            if query.get(name, known[0]) not in known:
-                raise not_understood(f"no such {name}")
-        times = {
-            name: parse_time(query[name]) for name in query if re.fullmatch("(created|updated)At(Start|End)", name)
-        }
-        if "connectionId" in query and not (self.self_managed and is_uuid(query["connectionId"])):
+        if "connectionId" in query and not self.self_managed:
             self.existing_connection(query["connectionId"])
-
-        def wanted(job: Job) -> bool:
-            return (
-                query.get("connectionId", job.connection_id) == job.connection_id
-                and WORKSPACE_ID in query.get("workspaceIds", WORKSPACE_ID).split(",")
-                and job.type in ([query["jobType"]] if "jobType" in query else self.lists)
-                and query.get("status", self.status_of(job)) == self.status_of(job)
-                and times.get("createdAtStart", 0) <= job.created <= times.get("createdAtEnd", math.inf)
-                and times.get("updatedAtStart", 0) <= job.updated <= times.get("updatedAtEnd", math.inf)
-            )
-
-        def by_time(job: Job) -> float:
-            return job.created if order[1] == "createdAt" else job.updated
-
-        jobs = sorted(filter(wanted, self.jobs), key=by_time, reverse=order[2] == "DESC")[offset : offset + limit]
-
-        def page(start: int) -> str:
-            same = {name: query[name] for name in ("jobType", "connectionId", "workspaceIds") if name in query}
-            return f"{self.url}/v1/jobs?" + urlencode({**same, "limit": limit, "offset": start})
-
-        return {
-            "data": [self.job_response(job, with_stats=True) for job in jobs],
-            "next": page(offset + limit) if jobs else "",
-            "previous": page(max(offset - limit, 0)) if offset else "",
-        }
+        wanted = [
+            job
+            for job in self.jobs
+            if job.connection_id == query.get("connectionId", job.connection_id)
+            and job.type in ([query["jobType"]] if "jobType" in query else self.listed_types)
+            and self.status_of(job) == query.get("status", self.status_of(job))
+        ]
+        wanted.sort(key=lambda job: job.created, reverse=query.get("orderBy") == "createdAt|DESC")
+        first, limit = int(query.get("offset", 0)), int(query.get("limit", 20))
+        return {"data": [self.job_response(job, with_stats=True) for job in wanted[first : first + limit]]}
 
     def get_connection(self, request: Request) -> dict:
         """GET /v1/connections/{connectionId}"""
         self.authorize(request)
-        connection_id = self.existing_connection(request.path.rpartition("/")[2])
         return {
-            "connectionId": connection_id,
+            "connectionId": self.existing_connection(request.path.rpartition("/")[2]),
             "name": "Shop → Warehouse",
             "sourceId": "1b2c3d4e-0001-4000-8000-000000000001",
             "destinationId": "1b2c3d4e-0002-4000-8000-000000000002",
             "workspaceId": WORKSPACE_ID,
             "status": "active",
             "schedule": {"scheduleType": "manual"},
-            "dataResidency": "auto",
             "configurations": {"streams": []},
             "createdAt": 1_700_000_000,
             "tags": [],
         }
-
-    def check_health(self, request: Request) -> str:
-        """GET /v1/health"""
-        return "Successful operation"
 
     # What the operations have in common.
 
@@ -429,42 +394,22 @@ class FakeAirbyte(ThreadingHTTPServer):
             raise Refused(401, framework_error("Unauthorized", "Unauthorized"))
 
     def existing_connection(self, connection_id: str) -> str:
-        """Return the connection id, or refuse it if it is no UUID or no connection has it."""
-        if connection_id in self.statuses:
-            return connection_id
-        if not self.self_managed:
-            raise Refused(403)
-        raise Refused(404 if is_uuid(connection_id) else 500)
+        """Return the connection id, or refuse it if no connection has it."""
+        if connection_id not in self.statuses:
+            raise Refused(404 if self.self_managed else 403)
+        return connection_id
 
     def existing_job(self, request: Request) -> Job:
         """Return the job whose id ends the path, or refuse the request."""
         self.authorize(request)
-        job_id = request.path.rpartition("/")[2]
-        if not job_id.isdigit():
-            raise not_understood(f"Failed to convert argument [jobId] for value [{job_id}]")
         for job in self.jobs:
-            if job.id == int(job_id):
+            if str(job.id) == request.path.rpartition("/")[2]:
                 return job
         raise Refused(409, problem(409, "Job is not currently running")) if self.self_managed else Refused(403)
-
-    def cancel(self, connection_id: str) -> bool:
-        """Cancel what runs on a connection, and return whether anything did."""
-        running = self.unfinished(connection_id)
-        for job in running:
-            job.statuses, job.step, job.ended = ("cancelled",), 0, time.time()
-        return bool(running)
 
     def step(self, job: Job) -> None:
         """Let the job reach its next status, unless the time decides that."""
         job.step = min(job.step + 1, len(job.statuses) - 1)
-
-    @staticmethod
-    def number(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
-        """Return a number of the query, or refuse it."""
-        text = query.get(name, str(default))
-        if not text.isdigit() or not least <= int(text) <= most:
-            raise Refused(400, uncaught_error())
-        return int(text)
 
 
 OPERATIONS = [
@@ -474,7 +419,6 @@ OPERATIONS = [
     ("GET", "/v1/jobs/[^/]+", FakeAirbyte.get_job),
     ("DELETE", "/v1/jobs/[^/]+", FakeAirbyte.cancel_job),
     ("GET", "/v1/connections/[^/]+", FakeAirbyte.get_connection),
-    ("GET", "/v1/health", FakeAirbyte.check_health),
 ]
 
 
@@ -490,16 +434,17 @@ class Handler(BaseHTTPRequestHandler):
             operation=operation.__name__ if operation else None,
             method=self.command,
             path=url.path,
-            query={key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()},
+            query={key: values[-1] for key, values in parse_qs(url.query).items()},
             headers={key.lower(): value for key, value in self.headers.items()},
             body=self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(),
             port=self.client_address[1],
         )
         with airbyte.lock:
-            faults = airbyte.faults.get(request.operation, [])
-            number = len(airbyte.requests_of(request.operation))
-            fault = (faults[number] if number < len(faults) else None) or Fault()
             airbyte.requests.append(request)
+            faults = airbyte.faults.get(request.operation)
+            fault = (faults.pop(0) if faults else None) or Fault()
+        airbyte.closing.wait(fault.seconds)
+        with airbyte.lock:
             if fault.before:
                 fault.before(airbyte)
             if fault.carried_out or not fault.replaces_the_answer:
@@ -520,7 +465,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send(request.status, request.answer)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request
+    do_GET = do_POST = do_DELETE = handle_request
 
     def operation(self, path: str) -> Callable[[FakeAirbyte, Request], dict] | None:
         """Return the operation that the method and the path stand for, if any."""
@@ -532,11 +477,13 @@ class Handler(BaseHTTPRequestHandler):
     def carry_out(self, operation: Callable[[FakeAirbyte, Request], dict] | None, request: Request) -> tuple[int, str]:
         """Return the status and the body of Airbyte's answer."""
         if not operation:
-            return 404, '{"message":"The current request is not defined by this API.","code":404}'
+            return 404, UNKNOWN_PATH
         try:
             return 200, json.dumps(operation(self.server, request))
         except Refused as refused:
             return refused.status, refused.body
+        except (ValueError, KeyError, TypeError) as error:
+            return 400, framework_error("Bad Request", repr(error))
 
     def send(self, status: int, text: str) -> None:
         """Send the answer."""
@@ -547,7 +494,8 @@ class Handler(BaseHTTPRequestHandler):
         if status == 302:
             self.send_header("Location", f"{self.server.url}/v1/jobs")
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(OSError):  # A client that was killed meanwhile
+            self.wfile.write(body)
 
     def log_message(self, *args) -> None:
         """Leave the log to the server's `log`."""
@@ -557,21 +505,6 @@ def iso_time(seconds: float) -> str:
     """Return a time since the epoch as Airbyte writes it: whole seconds, and none where they are zero."""
     moment = datetime.fromtimestamp(int(seconds), timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ" if moment.second else "%Y-%m-%dT%H:%MZ")
-
-
-def parse_time(text: str) -> float:
-    """Return the seconds since the epoch for an ISO time in a query, or refuse it."""
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        raise not_understood(f"no time: {text}") from None
-
-
-def is_uuid(text: str) -> bool:
-    """Return whether a text is a UUID."""
-    with suppress(ValueError, AttributeError, TypeError):
-        return bool(uuid.UUID(text))
-    return False
 
 
 def iso_duration(seconds: int) -> str:
@@ -587,16 +520,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8001, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--job-seconds", type=float, default=20, help="how long a sync takes (default: %(default)s)")
     parser.add_argument("--base-path", default="", help="/api/public for a self-managed Airbyte (default: none)")
-    arguments = parser.parse_args()
+    options = vars(parser.parse_args())
 
     def log(request: Request) -> None:
         print(f"{request.method} {request.path} -> {request.status} {request.answer}", flush=True)
 
-    with FakeAirbyte(
-        port=arguments.port, job_seconds=arguments.job_seconds, base_path=arguments.base_path, log=log
-    ) as airbyte:
+    with FakeAirbyte(**options, log=log) as airbyte:
         print(
-            f"""The fake Airbyte answers until Ctrl-C.
+            f"""The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.
 
 host           {airbyte.url}
 connection id  {CONNECTION_ID}
@@ -613,10 +544,8 @@ curl {airbyte.url}/v1/jobs/1001 -H "Authorization: Bearer $TOKEN"
 """,
             flush=True,
         )
-        try:
+        with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

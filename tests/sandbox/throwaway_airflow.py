@@ -69,14 +69,14 @@ def create(home: Path, environ: dict[str, str], **streams) -> None:
     subprocess.run(["airflow", "db", "migrate"], env=environ, cwd=home, check=True, **streams)
 
 
-def kept_files(home: Path) -> dict[str, bytes]:
-    """Return the content of every file in `home`, by name: logs, the database and the rest."""
-    return {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in a folder and below it, by name: logs, the database and the rest."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def leaks(kept: dict[str, bytes], secrets: list[str]) -> set[tuple[str, str]]:
+def leaks(files: dict[str, bytes], secrets: list[str]) -> set[tuple[str, str]]:
     """Return the secrets that were found, each with the name of its file."""
-    return {(name, secret) for name, content in kept.items() for secret in secrets if secret.encode() in content}
+    return {(name, secret) for name, content in files.items() for secret in secrets if secret.encode() in content}
 
 
 def load_dag():
@@ -90,3 +90,7 @@ def load_dag():
     if bag.import_errors:
         raise ImportError(str(bag.import_errors))
     return bag.dags[DAG_ID]
+
+
+if __name__ == "__main__":
+    sys.exit(0 if load_dag().test().state == "success" else 1)
