@@ -3,15 +3,14 @@
 `start_airbyte_sync` starts a sync, or joins the one that is running. `wait_for_airbyte_sync` checks the job until
 it ends, and holds no worker slot between two checks. Under *Admin*, set:
 
-- Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com`
-  (self-managed Airbyte: `https://<your host>/api/public`)
+- Connection `airbyte-api-cloud-connection`: HTTP, no login, host `https://api.airbyte.com` or `https://<host>/api/public`
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection, unless the run has a `connection_id`
-- Variables `AIRBYTE_CLIENT_ID`, `AIRBYTE_CLIENT_SECRET` (in Airbyte: *User settings → Applications*), or `CLOUD_API_TOKEN`
+- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET` (*User settings → Applications*), or `CLOUD_API_TOKEN`
 
-If something is wrong, the task's log says what to check. (On Airflow 3 it may look empty: open its group *Pre Execute*.)
-Once that is put right, the run goes on by itself. Stopping a run does not stop the sync: cancel it in Airbyte.
-Clear `wait_for_airbyte_sync` to wait for the same job again. To sync anew, clear `start_airbyte_sync` of a run that
-has ended; in a running one, the sync that it began may be followed.
+If something is wrong, the task's log says what to check. If it looks empty (Airflow 3), open its group *Pre Execute*.
+Then put it right: the run goes on by itself. Stopping a run does not stop the sync: cancel it in Airbyte. To wait for
+the same job again, clear `wait_for_airbyte_sync`. To sync anew, clear `start_airbyte_sync` of a run that has ended.
+(In a running one, the sync that it began may be followed.)
 """
 
 import json
@@ -190,7 +189,7 @@ with DAG(
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_airbyte_token": get_airbyte_token, "get_connection_id": get_connection_id},
-    # No headers: a task that you add must not send Airbyte's token elsewhere. Deferred, a task would keep an old one.
+    # Deferred, a task would keep an old token. No headers here: a task for another server must not send it ours.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
 ) as dag:
     trigger_sync = SimpleHttpOperator(
@@ -199,8 +198,7 @@ with DAG(
         endpoint="v1/jobs",
         headers=HEADERS_WITH_TOKEN,
         data='{"connectionId": "{{ get_connection_id(params, dag, dag_run) }}", "jobType": "sync"}',
-        # `read_answer` judges every status. Airbyte may take two minutes to start a sync.
-        extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},
+        extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},  # A start may take 130 s.
         pre_execute=follow_earlier_try,
         response_filter=read_job_id,
         retries=7,  # for at least 20 minutes
@@ -212,7 +210,7 @@ with DAG(
         endpoint=f"v1/jobs/{trigger_sync.output}",
         headers=HEADERS_WITH_TOKEN,
         response_check=has_succeeded,
-        extra_options={"check_response": False, "allow_redirects": False, "timeout": 60},
+        extra_options={"check_response": False, "allow_redirects": False, "timeout": 60},  # See `read_answer`.
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
