@@ -44,6 +44,7 @@ def line(request: Request) -> str:
         answer = json.loads(request.answer)
     except ValueError:
         answer = {}
+    said = request.answer
     if "access_token" in answer:
         said = f"a token for {answer['expires_in'] // 60} minutes"
     elif "jobId" in answer:
@@ -52,8 +53,6 @@ def line(request: Request) -> str:
         said = f"the connection {answer['name']}"
     elif "data" in answer:
         said = f"the connection's last jobs: {len(answer['data'])}"
-    else:
-        said = request.answer
     return f"{request.method:4} {request.path:23} {request.status}  {said}"
 
 
@@ -93,24 +92,21 @@ def shown_path(path: str) -> str:
 @contextmanager
 def ui(home: Path, log: Path, say, port: int = 8080):
     """Run an Airflow with its web UI, set up for the DAG. Yield it as a `Deployment`."""
-    statuses = {
-        CONNECTION_ID: SUCCEEDS,
-        OTHER_CONNECTION_ID: SUCCEEDS,
-        FAILING_CONNECTION_ID: ("pending", "running", "failed"),
-    }
-    with FakeAirbyte(statuses=statuses, job_seconds=30, log=lambda request: say(line(request))) as airbyte, log.open(
-        "w"
-    ) as out:
+    fails = {FAILING_CONNECTION_ID: ("pending", "running", "failed")}
+    statuses = {**dict.fromkeys([CONNECTION_ID, OTHER_CONNECTION_ID], SUCCEEDS), **fails}
+    airbyte = FakeAirbyte(statuses=statuses, job_seconds=30, log=lambda request: say(line(request)))
+    with airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Starting an Airflow in {home}, which logs to {log}")
         policy = json.dumps({throwaway_airflow.WAIT: {"poke_interval": 15, "retry_delay": 5}})
         with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as deployment:
             deployment.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
-            for key, value in (
-                ("MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID),
-                ("AIRBYTE_CLIENT_ID", CLIENT_ID),
-                ("AIRBYTE_CLIENT_SECRET", CLIENT_SECRET),
-            ):
+            variables = {
+                "MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
+                "AIRBYTE_CLIENT_ID": CLIENT_ID,
+                "AIRBYTE_CLIENT_SECRET": CLIENT_SECRET,
+            }
+            for key, value in variables.items():
                 deployment.api("/variables", {"key": key, "value": value})
             say(f"""Airflow is ready. You need no login. Open
 

@@ -8,13 +8,11 @@ of Airflow. What no client judges is only pinned here, to what Airbyte's documen
 from __future__ import annotations
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 
 import pytest
 import requests
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, WORKSPACE_ID, FakeAirbyte, Fault
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, WORKSPACE_ID, FakeAirbyte
 
 CLIENT = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 SYNC = {"connectionId": CONNECTION_ID, "jobType": "sync"}
@@ -111,17 +109,13 @@ def test_the_provider_starts_syncs_and_waits_for_them_or_cancels_them(airbyte, s
         hook.cancel_job(1003)
 
 
-@pytest.mark.parametrize("encoding", ["json", "data"])
-@pytest.mark.parametrize("grant", [{}, {"grant-type": "client_credentials"}, {"grant_type": "client_credentials"}])
-def test_json_and_a_form_and_every_spelling_of_the_grant_get_a_token_which_expires(airbyte, encoding, grant):
-    status, answer = ask(airbyte, "POST", "applications/token", **{encoding: {**CLIENT, **grant}})
+def test_a_token_expires(airbyte):
+    status, answer = ask(airbyte, "POST", "applications/token", json=CLIENT)
     token = answer.pop("access_token")
     assert (status, answer) == (200, {"token_type": "Bearer", "expires_in": 900})
     assert ask(airbyte, "GET", "jobs", token)[0] == 200
     airbyte.tokens[token] -= 900
     assert [ask(airbyte, "GET", "jobs", each)[0] for each in (token, "token")] == [401, 200]
-    airbyte.expire_tokens()
-    assert ask(airbyte, "GET", "jobs")[0] == 401
 
 
 @pytest.mark.parametrize("job_type", ["sync", "reset", "refresh", "clear"])
@@ -134,7 +128,6 @@ def test_what_is_pending_comes_before_a_sync_and_is_in_its_way_once_it_has_begun
         status, answer = ask(airbyte, "POST", "jobs", json=SYNC)
         assert (status, answer.get("jobId")) == (200 if job_id else 409, job_id)
         if status == 409:
-            assert answer["type"] == "https://reference.airbyte.com/reference/errors#try-again-later"
             assert answer["data"] == {"message": f"A sync is already running for: {CONNECTION_ID}"}
     assert answer["jobType"] == "sync"
 
@@ -146,41 +139,3 @@ def test_a_job_goes_through_its_statuses_and_says_only_what_is_known(airbyte):
     assert [job.get("duration", "none")[:5] for job in jobs] == ["none", "PT4M1", "PT4M1", "PT4M1"]
     assert ["lastUpdatedAt" in job for job in jobs] == [False, False, True, True]
     assert [job["rowsSynced"] for job in jobs] == [0, 0, 125_000, 125_000]
-
-
-def test_a_list_shows_the_20_oldest_jobs_of_the_listed_types_unless_asked_for_others(airbyte):
-    airbyte.listed_types = ("sync", "reset")
-    for age, job_type in enumerate(["sync"] * 20 + ["reset", "refresh"]):
-        airbyte.add_job(age=age, type=job_type)
-    queries = {"": [*range(1021, 1001, -1)], "orderBy=createdAt|DESC&limit=2": [1001, 1002], "jobType=refresh": [1022]}
-    for query, ids in queries.items():
-        assert [job["jobId"] for job in ask(airbyte, "GET", f"jobs?{query}")[1]["data"]] == ids
-
-
-def test_an_old_job_id_cancels_what_runs_now(airbyte):
-    airbyte.add_job(age=60, duration=5)
-    running = airbyte.add_job(statuses=("running",))
-    assert ask(airbyte, "DELETE", "jobs/1001")[1]["status"] == "succeeded"
-    assert airbyte.status_of(running) == "cancelled"
-    assert ask(airbyte, "DELETE", "jobs/1001")[0] == 409
-
-
-def test_nothing_is_outside_the_base_path(airbyte):
-    assert ask(airbyte, "GET", "nothing")[1]["code"] == 404
-    airbyte.url = airbyte.url.replace("/api/public", "")
-    assert ask(airbyte, "GET", "jobs")[0] == (404 if airbyte.self_managed else 200)
-
-
-def test_a_request_that_takes_long_holds_up_no_other(airbyte):
-    airbyte.faults, start = {"list_jobs": [Fault(seconds=0.5)] * 10}, time.monotonic()
-    with ThreadPoolExecutor(10) as clients:
-        assert {*clients.map(lambda _: ask(airbyte, "GET", "jobs")[0], range(10))} == {200}
-    assert 0.5 <= time.monotonic() - start < 2
-
-
-def test_forgets_jobs_requests_and_faults_but_no_token_and_no_job_id(airbyte):
-    airbyte.add_job(statuses=("running",))
-    airbyte.faults = {"create_job": [Fault(503)]}
-    airbyte.forget()
-    assert ask(airbyte, "POST", "jobs", json=SYNC)[1]["jobId"] == 1002
-    assert len(airbyte.jobs) == len(airbyte.requests) == 1

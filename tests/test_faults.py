@@ -49,7 +49,7 @@ ANY_FAULT = [*BUSY, *REFUSALS, *SOMEBODY_ELSE, DATABASE_DOWN, CLOSED, SILENCE]
 JOBS_END = Fault(before=FakeAirbyte.end_jobs)
 TOKENS_EXPIRE = Fault(before=FakeAirbyte.expire_tokens)
 FOR_EVER = 99
-IMPATIENT = {"extra_options": {"timeout": 1}}  # for a request that is not answered
+IMPATIENT = {"extra_options": {"timeout": 2}}  # for a request that is not answered
 
 RUNNING = {"age": 9, "statuses": ("running", "running", "succeeded")}  # older than the run
 DAG_TEST_COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
@@ -365,6 +365,12 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, fault, look_up, arg
     scenario(faults=faults, log_contains="following job 1001", **arguments)
 
 
+@needs_try_count
+def test_says_that_the_job_is_refused_which_a_retry_follows(scenario):
+    faults = {"create_job": [lost(CLOSED)], "get_job": [Fault(409)] * FOR_EVER}
+    scenario(faults=faults, ends=START_FAILS, log_contains="GET /v1/jobs/1001 with 409. Check the connection id")
+
+
 @pytest.mark.parametrize("age", [60, 10])
 def test_a_retry_does_not_follow_an_older_sync(scenario, age):
     scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": age, "duration": 1},), post_count=2)
@@ -432,7 +438,7 @@ READS = [
     (CLIENT_ID_VARIABLE, 4),
     (CLIENT_SECRET_VARIABLE, 4),
     (CONNECTION_ID_VARIABLE, 1),
-    (HTTP_CONNECTION_VARIABLE, 11),
+    (HTTP_CONNECTION_VARIABLE, 9),
 ]
 
 
@@ -462,7 +468,7 @@ def give_token(airbyte: FakeAirbyte) -> None:
 def test_hiccups_of_the_secrets_backend_cost_tries(scenario, name, variables):
     scenario(
         variables=variables,
-        faults={"list_jobs": [Fault(before=give_token)]},
+        faults={operation: [Fault(before=give_token)] for operation in ("list_jobs", "create_job")},
         failing_reads={name: {1, 2, 4, 5, 6}},
         log_contains=SET_CLIENT,
         wait_retries=FOR_EVER,

@@ -6,68 +6,63 @@ A real Airflow on loopback: scheduler, web server and, on Airflow 3, DAG process
 
 from __future__ import annotations
 
-import base64
-import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from sandbox import airflow_home
-from sandbox.airflow_home import AIRFLOW_VERSION, DAG_FILE, DAG_ID
+import requests
+from sandbox import throwaway_airflow
+from sandbox.fake_airbyte import FakeAirbyte, Request
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID, START, WAIT
 
 AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
+ONE_SECOND = {"retry_delay": 1, "max_retry_delay": 1}
+# On Airflow 2 a poke takes a worker slot for six seconds, and some tests have only one.
+SHORT_DELAYS = {START: {**ONE_SECOND, "retries": 2}, WAIT: {**ONE_SECOND, "poke_interval": 5 if AIRFLOW_3 else 10}}
 
 
 def free_port(preferred: int = 0) -> int:
     """Return the preferred port if nobody listens on it, else a free one."""
+    port = preferred or random.randrange(20_000, 30_000)  # From 32768 on, the system may give it away.
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", preferred))
+            listener.bind(("127.0.0.1", port))
+            return port
         except OSError:
-            listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+            return free_port()
 
 
-@contextmanager
-def process_group(command: list[str], **options):
-    """Run a command in a process group of its own. Whatever happens, end the whole group when the block ends."""
-    child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, **options)
-    try:
-        yield child
-    finally:
-        end_group(child)
+def start_group(command: list[str], out, **options) -> subprocess.Popen:
+    """Start a command as the first process of a group, which prints to the file `out`."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, start_new_session=True, **streams, **options)
 
 
-def end_group(child: subprocess.Popen, *signals: signal.Signals) -> None:
-    """End a process and its group: politely, and after 10 seconds with SIGKILL."""
+def end_group(first: subprocess.Popen, *signals: signal.Signals) -> None:
+    """End a process and its group: with these signals, else politely, and after 10 seconds with SIGKILL."""
     for number in signals or (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(timeout=10)
-        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-            pass
-    child.wait()
+        with suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+            os.killpg(first.pid, number)
+            first.wait(timeout=10)
+    first.wait()
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
     """Return all processes that work in a folder or below it. (Some overwrite their command line and environment.)"""
     folder, found = folder.resolve(), []
     for candidate in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):
             cwd = Path(candidate.cwd())
             if folder == cwd or folder in cwd.parents:
                 found.append(candidate)
-        except (psutil.Error, OSError):
-            pass
     return found
 
 
@@ -84,38 +79,27 @@ class Deployment:
     """
     An Airflow with the DAG file, copied alone, in its dags folder.
 
-    :param home: an empty folder for it
+    :param airflow_home: an empty folder for it
     :param environ: further environment variables: Variables, connections, settings
     :param out: the file for what the processes print
     :param port: the web server's, if it is free
     :param more: further commands to run, by name, such as workers or a triggerer
     """
 
-    def __init__(
-        self, home: Path, environ: dict[str, str], out, port: int = 0, more: dict[str, list[str]] | None = None
-    ) -> None:
-        self.home = home
+    def __init__(self, airflow_home: Path, environ: dict, out, port: int = 0, more: dict | None = None) -> None:
+        self.airflow_home, self.out = airflow_home, out
         port = free_port(port)
         self.url = f"http://127.0.0.1:{port}"
-        self.api_url = f"{self.url}/api/v{2 if AIRFLOW_3 else 1}"
-        self.out = out
-        dags = home / "dags"
+        dags = airflow_home / "dags"
         dags.mkdir(parents=True)
         shutil.copy(DAG_FILE, dags)
-        secret = base64.urlsafe_b64encode(os.urandom(32)).decode()
         self.environ = {
-            **airflow_home.environment(home, dags),
-            "AIRFLOW__CORE__FERNET_KEY": secret,
+            **throwaway_airflow.environment(airflow_home, dags),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-            # Airflow 3: nobody has to log in, and all parts share their keys.
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__API__BASE_URL": self.url,
-            "AIRFLOW__API__SECRET_KEY": secret,
-            "AIRFLOW__API_AUTH__JWT_SECRET": secret,
-            # Airflow 2
+            # Nobody has to log in: on Airflow 3, and in the REST API of Airflow 2.
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
-            "AIRFLOW__WEBSERVER__SECRET_KEY": secret,
             # What Airflow does periodically it does often here, so that no test waits for it.
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "5",
@@ -127,7 +111,7 @@ class Deployment:
             "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "5",
             **environ,
         }
-        (home / "webserver_config.py").write_text("AUTH_ROLE_PUBLIC = 'Admin'\n")  # of Airflow 2: no login
+        (airflow_home / "webserver_config.py").write_text("AUTH_ROLE_PUBLIC = 'Admin'\n")  # of Airflow 2: no login
         serve = ["api-server", "--host"] if AIRFLOW_3 else ["webserver", "--hostname"]
         self.commands = {
             "web": ["airflow", *serve, "127.0.0.1", "--port", str(port), "--workers", "1"],
@@ -135,14 +119,14 @@ class Deployment:
             **({"dag-processor": ["airflow", "dag-processor"]} if AIRFLOW_3 else {}),
             **(more or {}),
         }
-        self.processes: dict[str, subprocess.Popen] = {}
-        self.stack = ExitStack()
-        self.token = None
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # No proxy leads to this machine.
+        self.processes: dict[str, subprocess.Popen] = {}  # without those that a test has killed
+        self.session = requests.Session()
+        self.session.trust_env = False  # No proxy leads to this machine.
+        # A connection that is kept may be ended by the server just when it is used again.
+        self.session.headers.update({"Accept": "application/json", "Connection": "close"})
 
     def __enter__(self) -> Deployment:
-        streams = {"stdout": self.out, "stderr": subprocess.STDOUT}
-        airflow_home.create(self.home, self.environ, **streams)
+        throwaway_airflow.create(self.airflow_home, self.environ, stdout=self.out, stderr=subprocess.STDOUT)
         try:
             for name in self.commands:
                 self.start(name)
@@ -153,71 +137,61 @@ class Deployment:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self.stack.close()
-        kill_processes_in(self.home)  # of a scheduler that was killed
+        try:
+            for process in self.processes.values():
+                end_group(process)
+        finally:
+            kill_processes_in(self.airflow_home)  # those that have left their group
 
     def running(self) -> list[psutil.Process]:
         """Return all processes of this Airflow."""
-        return processes_in(self.home)
+        return processes_in(self.airflow_home)
 
     def process_of(self, port: int) -> psutil.Process:
         """Return the process that is connected to the fake Airbyte from this port."""
         for candidate in self.running():
-            for connection in candidate.connections("tcp"):
-                if connection.laddr.port == port and connection.raddr:
+            with suppress(psutil.NoSuchProcess):  # It has just ended.
+                if any(connection.laddr.port == port for connection in candidate.net_connections("tcp")):
                     return candidate
         raise LookupError(f"no process is connected from port {port}")
 
     def start(self, name: str) -> None:
         """Start one of the commands, again if it was killed."""
-        run = process_group(
-            self.commands[name], env=self.environ, cwd=self.home, stdout=self.out, stderr=subprocess.STDOUT
-        )
-        self.processes[name] = self.stack.enter_context(run)
+        self.processes[name] = start_group(self.commands[name], self.out, env=self.environ, cwd=self.airflow_home)
 
     def kill(self, name: str) -> None:
         """Kill one of the commands with every process it started, as if its machine died."""
-        end_group(self.processes[name], signal.SIGKILL)
+        process = self.processes.pop(name)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        end_group(process, signal.SIGKILL)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
-    def restart_what_has_ended(self) -> None:
-        """Start the commands again that have ended by themselves, as a service manager does."""
-        for name, process in list(self.processes.items()):
-            if process.poll() is not None:
-                self.kill(name)
-                self.start(name)
+    def airflow(self, *arguments: str) -> None:
+        """Run an `airflow` command in this Airflow."""
+        subprocess.run(["airflow", *arguments], env=self.environ, check=True, stdout=self.out, stderr=subprocess.STDOUT)
 
-    def airflow(self, *arguments: str) -> str:
-        """Run an `airflow` command in this Airflow and return what it prints."""
-        command = ["airflow", *arguments]
-        return subprocess.run(
-            command, env=self.environ, check=True, text=True, stdout=subprocess.PIPE, stderr=self.out
-        ).stdout
-
-    def api(self, path: str, body: dict | None = None, method: str | None = None):
+    def api(self, path: str, body: dict | None = None):
         """
-        Call Airflow's public REST API.
+        Call Airflow's public REST API: POST if there is a body, else GET.
 
-        :param method: by default POST if there is a body, else GET
         :return: its JSON; None if there is no such thing, or nobody answers yet
         :raise RuntimeError: for any other answer
         """
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
+        method, url = "GET" if body is None else "POST", f"{self.url}/api/v{2 if AIRFLOW_3 else 1}{path}"
         try:
-            if AIRFLOW_3 and not self.token:
-                with self.opener.open(f"{self.url}/auth/token", timeout=30) as response:
-                    self.token = json.load(response)["access_token"]
-            if self.token:
-                headers["Authorization"] = f"Bearer {self.token}"
-            request = urllib.request.Request(self.api_url + path, data, headers, method=method)
-            with self.opener.open(request, timeout=30) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise RuntimeError(f"{path}: {error.code} {error.read().decode()}") from error
-        except OSError:
+            if AIRFLOW_3 and "Authorization" not in self.session.headers:
+                token = self.session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
+                self.session.headers["Authorization"] = f"Bearer {token}"
+            response = self.session.request(method, url, json=body, timeout=30)
+        except requests.RequestException:
             return None
+        if response.status_code == 404:
+            return None
+        if not response.ok:
+            raise RuntimeError(f"{path}: {response.status_code} {response.text}")
+        return response.json()
 
     def wait_for(self, condition, what: str, seconds: float = 90):
         """Return what the condition returns, once that is true. Raise TimeoutError after so many seconds."""
@@ -233,32 +207,44 @@ class Deployment:
         body = {"conf": conf, **({"logical_date": None} if AIRFLOW_3 else {})}
         return self.api(f"/dags/{DAG_ID}/dagRuns", body)["dag_run_id"]
 
-    def state(self, run_id: str) -> str:
-        """Return the state of a run."""
-        return self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
-
     def tasks(self, run_id: str) -> dict[str, dict]:
         """Return the run's task instances, by task."""
         instances = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
         return {instance["task_id"]: instance for instance in instances}
 
+    def wait_until_it_waits(self, run_id: str) -> None:
+        """Wait until the sensor of a run is between two pokes."""
+        self.wait_for(lambda: self.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", f"the wait of {run_id}")
+
+    def wait_for_request(self, airbyte: FakeAirbyte, operation: str) -> Request:
+        """Return the first request of an operation, once it is answered, or its fault leaves it without an answer."""
+        return self.wait_for(lambda: [each for each in airbyte.requests_of(operation) if each.answer], operation)[0]
+
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
 
         def ended() -> str | None:
-            state = self.state(run_id)
+            state = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
             return state if state in ("success", "failed") else None
 
         return self.wait_for(ended, f"the end of {run_id}", seconds)
 
+    def end_after_a_poke(self, airbyte: FakeAirbyte, run_id: str) -> str:
+        """Let all syncs end as soon as one is poked again. Return the state in which the run ends."""
+        airbyte.requests.clear()
+
+        def poked() -> list[Request]:
+            for name, process in list(self.processes.items()):
+                if process.poll() is not None:  # It gave up, such as without its database: restart it, as systemd does.
+                    self.kill(name)
+                    self.start(name)
+            return airbyte.requests_of("get_job")
+
+        self.wait_for(poked, "another poke", 180)
+        airbyte.job_seconds = 0
+        return self.end_of(run_id, 180)
+
     def clear(self, run_id: str, task_id: str) -> None:
         """Clear a task of a run, and the tasks after it, as the web UI does."""
-        body = {
-            "dag_run_id": run_id,
-            "task_ids": [task_id],
-            "dry_run": False,
-            "only_failed": False,
-            "include_downstream": True,
-            "reset_dag_runs": True,
-        }
-        self.api(f"/dags/{DAG_ID}/clearTaskInstances", body)
+        options = {"dry_run": False, "only_failed": False, "include_downstream": True, "reset_dag_runs": True}
+        self.api(f"/dags/{DAG_ID}/clearTaskInstances", {"dag_run_id": run_id, "task_ids": [task_id], **options})

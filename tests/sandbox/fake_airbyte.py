@@ -6,7 +6,7 @@ A fake Airbyte: an HTTP server on loopback that answers, and refuses, as Airbyte
         airbyte.requests       # what was sent
         airbyte.jobs           # the jobs that were created
 
-`python tests/sandbox/fake_airbyte.py` runs it alone, with examples for curl.
+`python tests/sandbox/fake_airbyte.py` runs it alone.
 It answers what this repository's DAG, Airbyte's SDK and Airflow's Airbyte provider ask for.
 The API is documented at https://reference.airbyte.com, its server is https://github.com/airbytehq/airbyte-platform.
 """
@@ -17,8 +17,6 @@ import argparse
 import itertools
 import json
 import re
-import socket
-import struct
 import threading
 import time
 import uuid
@@ -26,8 +24,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
 WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
@@ -35,75 +34,31 @@ CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
 CLIENT_SECRET = "fake-client-secret"
 TOKEN_SECONDS = 900
 SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
-NOT_BEGUN = ("pending", "queued")
 ENDED = ("succeeded", "failed", "cancelled")
-JOB_TYPES = ("sync", "reset", "refresh", "clear")
 
-# Airbyte's problems, by the status of its answer: title, detail, and what data.message says.
-PROBLEMS = {
-    400: ("bad-request", "The request could not be understood by the server due to malformed syntax.", "Bad Request"),
-    401: ("invalid-api-key", "The API key in the Authorization header is invalid.", "Unauthorized"),
-    403: (
-        "forbidden",
-        "The request is forbidden.",
-        "Caller does not have the required permissions to access the resource(s).",
-    ),
-    404: ("resource-not-found", "The requested resource could not be found.", "No such resource"),
-    409: ("state-conflict", "State conflict", "Could not fulfill request"),
-    422: ("unprocessable-entity", "The body of the request was not understood", "The body was not understood"),
+# What Airbyte says with a refusal, if not the status in words.
+MESSAGES = {
+    403: "Caller does not have the required permissions to access the resource(s).",
+    409: "Could not fulfill request",
 }
-# What a gateway in front of Airbyte answers instead.
-GATEWAY = {
-    302: "",
-    405: "<html><body><h1>405 Not Allowed</h1></body></html>",
-    408: '{"message":"Request Timeout"}',
-    429: '{"message":"You are being rate limited."}',
-    502: "<html><body><h1>502 Bad Gateway</h1></body></html>",
-    503: "<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>",
-    504: "<html><body><h1>504 Gateway Time-out</h1></body></html>",
-}
-UNKNOWN_PATH = '{"message":"The current request is not defined by this API.","code":404}'
+OF_A_GATEWAY = (302, 405, 408, 429, 502, 503, 504)
 
 
-def problem(status: int, message: str = "", title: str = "", detail: str = "") -> str:
-    """Return the body of one of Airbyte's problems."""
-    default_title, default_detail, default_message = PROBLEMS[status]
-    errors = "https://reference.airbyte.com/reference/errors"
-    body = {
-        "status": status,
-        "type": f"{errors}#{title or default_title}",
-        "title": title or default_title,
-        "detail": detail or default_detail,
-        "documentationUrl": errors,
-        "data": {"message": message or default_message},
-    }
-    return json.dumps(body)
-
-
-def framework_error(reason: str, message: str) -> str:
-    """Return the body with which the framework below Airbyte answers, before Airbyte itself sees the request."""
-    return json.dumps({"message": reason, "_links": {}, "_embedded": {"errors": [{"message": message}]}})
-
-
-def uncaught_error() -> str:
-    """Return the body of an error that nobody caught in Airbyte."""
-    return json.dumps({"errorId": str(uuid.uuid4())})
-
-
-def body_of(status: int) -> str:
+def body_of(status: int, message: str = "") -> str:
     """Return what Airbyte, or the gateway in front of it, says with a status."""
-    if status in PROBLEMS:
-        return problem(status)
-    return GATEWAY.get(status, uncaught_error())
+    words = HTTPStatus(status).phrase
+    if status in OF_A_GATEWAY:
+        return f"<html><body><h1>{status} {words}</h1></body></html>"
+    if status == 500:  # an error that nobody caught in Airbyte
+        return json.dumps({"errorId": str(uuid.uuid4())})
+    return json.dumps({"status": status, "title": words, "data": {"message": message or MESSAGES.get(status, words)}})
 
 
 class Refused(Exception):
     """Airbyte refuses a request: the status and the body of its answer."""
 
-    def __init__(self, status: int, body: str = "") -> None:
-        super().__init__(status)
-        self.status = status
-        self.body = body or body_of(status)
+    def __init__(self, status: int, message: str = "", body: str = "") -> None:
+        super().__init__(status, body or body_of(status, message))
 
 
 @dataclass(frozen=True)
@@ -131,15 +86,9 @@ class Fault:
     def __str__(self) -> str:
         return self.no_answer or str(self.status or self.body)
 
-    @property
-    def replaces_the_answer(self) -> bool:
-        return bool(self.status or self.no_answer or self.body is not None)
-
 
 # What Airbyte answers to everybody while its own database is down, and an ingress while no Airbyte is there.
-DATABASE_DOWN = Fault(
-    401, framework_error("Could not get the current Airbyte user due to an internal error.", "Unauthorized")
-)
+DATABASE_DOWN = Fault(401, '{"message": "Could not get the current Airbyte user due to an internal error."}')
 NOBODY_THERE = Fault(404, "404 page not found")
 
 
@@ -160,7 +109,7 @@ class Job:
 class Request:
     """A request as it arrived, and what was answered."""
 
-    operation: str | None  # the method of FakeAirbyte that carries it out
+    operation: str | None  # the name of the method of FakeAirbyte that carries it out
     method: str
     path: str
     query: dict[str, str]
@@ -199,7 +148,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         job_seconds: float | None = None,
         base_path: str = "",
         before_syncs: tuple[str, ...] = (),
-        listed_types: tuple[str, ...] = JOB_TYPES,
+        listed_types: tuple[str, ...] = ("sync", "reset", "refresh", "clear"),
         port: int = 0,
         log: Callable[[Request], None] = lambda request: None,
     ) -> None:
@@ -265,10 +214,9 @@ class FakeAirbyte(ThreadingHTTPServer):
         """Let every token expire."""
         self.tokens.clear()
 
-    def unfinished(self, connection_id: str | None = None) -> list[Job]:
-        """Return the jobs that have not ended, of one connection or of all."""
-        jobs = [job for job in self.jobs if connection_id in (None, job.connection_id)]
-        return [job for job in jobs if self.status_of(job) not in ENDED]
+    def unfinished(self, connection_id: str) -> list[Job]:
+        """Return the jobs of a connection that have not ended."""
+        return [job for job in self.jobs if job.connection_id == connection_id and self.status_of(job) not in ENDED]
 
     def status_of(self, job: Job) -> str:
         """Return the job's status now. A job that has ended stays so."""
@@ -304,14 +252,12 @@ class FakeAirbyte(ThreadingHTTPServer):
 
     def create_token(self, request: Request) -> dict:
         """POST /v1/applications/token"""
-        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-            client = {key: values[-1] for key, values in parse_qs(request.body).items()}
-        else:
-            client = json.loads(request.body)
+        is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        client = dict(parse_qsl(request.body)) if is_form else json.loads(request.body)
         if (client.get("client_id"), client.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
             if self.self_managed:
-                raise Refused(400, framework_error("Bad Request", "Invalid client id or token"))
-            raise Refused(401, uncaught_error())
+                raise Refused(400, "Invalid client id or token")
+            raise Refused(401, body=body_of(500))
         token = f"fake.{uuid.uuid4()}"
         self.tokens[token] = time.time() + TOKEN_SECONDS
         return {"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS}
@@ -321,17 +267,16 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.authorize(request)
         body = json.loads(request.body)
         if body["jobType"] != "sync":
-            raise Refused(422, problem(422, "The fake Airbyte starts only syncs"))
+            raise Refused(422, "The fake Airbyte starts only syncs")
         connection_id = self.existing_connection(body["connectionId"])
         for job in self.unfinished(connection_id):
-            begun = any(status not in NOT_BEGUN for status in job.statuses[: job.step + 1])
+            begun = any(status not in ("pending", "queued") for status in job.statuses[: job.step + 1])
             response = self.job_response(job)
             if job.type in ("reset", "clear"):  # which nobody polls
                 self.step(job)
             if not begun:
                 return response
-            message = f"A sync is already running for: {connection_id}"
-            raise Refused(409, problem(409, message, "try-again-later", "Please try again later."))
+            raise Refused(409, f"A sync is already running for: {connection_id}")
         return self.job_response(self.add_job(connection_id, self.before_syncs.pop(0) if self.before_syncs else "sync"))
 
     def get_job(self, request: Request) -> dict:
@@ -347,7 +292,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         job = self.existing_job(request)
         running = self.unfinished(job.connection_id)
         if not running:
-            raise Refused(409, problem(409, "Job is not currently running"))
+            raise Refused(409, "Job is not currently running")
         for each in running:
             each.statuses, each.step, each.ended = ("cancelled",), 0, time.time()
         return self.job_response(job)
@@ -391,7 +336,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         """Refuse a request without a token that is still alive."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or self.tokens.get(token, 0) < time.time():
-            raise Refused(401, framework_error("Unauthorized", "Unauthorized"))
+            raise Refused(401)
 
     def existing_connection(self, connection_id: str) -> str:
         """Return the connection id, or refuse it if no connection has it."""
@@ -405,21 +350,21 @@ class FakeAirbyte(ThreadingHTTPServer):
         for job in self.jobs:
             if str(job.id) == request.path.rpartition("/")[2]:
                 return job
-        raise Refused(409, problem(409, "Job is not currently running")) if self.self_managed else Refused(403)
+        raise Refused(409, "Job is not currently running") if self.self_managed else Refused(403)
 
     def step(self, job: Job) -> None:
         """Let the job reach its next status, unless the time decides that."""
         job.step = min(job.step + 1, len(job.statuses) - 1)
 
 
-OPERATIONS = [
-    ("POST", "/v1/applications/token", FakeAirbyte.create_token),
-    ("POST", "/v1/jobs", FakeAirbyte.create_job),
-    ("GET", "/v1/jobs", FakeAirbyte.list_jobs),
-    ("GET", "/v1/jobs/[^/]+", FakeAirbyte.get_job),
-    ("DELETE", "/v1/jobs/[^/]+", FakeAirbyte.cancel_job),
-    ("GET", "/v1/connections/[^/]+", FakeAirbyte.get_connection),
-]
+OPERATIONS = {
+    "POST applications/token": "create_token",
+    "POST jobs": "create_job",
+    "GET jobs": "list_jobs",
+    "GET jobs/[^/]+": "get_job",
+    "DELETE jobs/[^/]+": "cancel_job",
+    "GET connections/[^/]+": "get_connection",
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -429,12 +374,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         airbyte, url = self.server, urlsplit(self.path)
-        operation = self.operation(url.path)
+        asked = f"{self.command} {url.path}".replace(f" {airbyte.base_path}/v1/", " ", 1)
+        operations = [name for pattern, name in OPERATIONS.items() if re.fullmatch(pattern, asked)]
         request = Request(
-            operation=operation.__name__ if operation else None,
+            operation=operations[0] if operations else None,
             method=self.command,
             path=url.path,
-            query={key: values[-1] for key, values in parse_qs(url.query).items()},
+            query=dict(parse_qsl(url.query)),
             headers={key.lower(): value for key, value in self.headers.items()},
             body=self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(),
             port=self.client_address[1],
@@ -443,47 +389,38 @@ class Handler(BaseHTTPRequestHandler):
             airbyte.requests.append(request)
             faults = airbyte.faults.get(request.operation)
             fault = (faults.pop(0) if faults else None) or Fault()
+        replaces_the_answer = fault.status or fault.no_answer or fault.body is not None
         airbyte.closing.wait(fault.seconds)
         with airbyte.lock:
             if fault.before:
                 fault.before(airbyte)
-            if fault.carried_out or not fault.replaces_the_answer:
-                request.status, request.answer = self.carry_out(operation, request)
+            if fault.carried_out or not replaces_the_answer:
+                request.status, request.answer = self.carry_out(request)
             if fault.after:
                 fault.after(airbyte)
-            if fault.replaces_the_answer:
+            if replaces_the_answer:
                 request.status = fault.status or 200
                 request.answer = body_of(request.status) if fault.body is None else fault.body
         if fault.no_answer:
             request.answer = f"({fault.no_answer})"
         airbyte.log(request)
-        if fault.no_answer == "closed":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-        elif fault.no_answer == "silent":
+        if fault.no_answer == "silent":
             airbyte.closing.wait()
-        else:
+        elif not fault.no_answer:
             self.send(request.status, request.answer)
 
     do_GET = do_POST = do_DELETE = handle_request
 
-    def operation(self, path: str) -> Callable[[FakeAirbyte, Request], dict] | None:
-        """Return the operation that the method and the path stand for, if any."""
-        for method, pattern, operation in OPERATIONS:
-            if method == self.command and re.fullmatch(re.escape(self.server.base_path) + pattern, path):
-                return operation
-        return None
-
-    def carry_out(self, operation: Callable[[FakeAirbyte, Request], dict] | None, request: Request) -> tuple[int, str]:
+    def carry_out(self, request: Request) -> tuple[int, str]:
         """Return the status and the body of Airbyte's answer."""
-        if not operation:
-            return 404, UNKNOWN_PATH
+        if not request.operation:
+            return 404, body_of(404)
         try:
-            return 200, json.dumps(operation(self.server, request))
+            return 200, json.dumps(getattr(self.server, request.operation)(request))
         except Refused as refused:
-            return refused.status, refused.body
+            return refused.args
         except (ValueError, KeyError, TypeError) as error:
-            return 400, framework_error("Bad Request", repr(error))
+            return 400, body_of(400, repr(error))
 
     def send(self, status: int, text: str) -> None:
         """Send the answer."""
@@ -533,14 +470,6 @@ host           {airbyte.url}
 connection id  {CONNECTION_ID}
 client id      {CLIENT_ID}
 client secret  {CLIENT_SECRET}
-
-To get a token, start a sync and poll its job with curl:
-
-TOKEN=$(curl -s {airbyte.url}/v1/applications/token -H 'Content-Type: application/json' \\
-  -d '{{"client_id": "{CLIENT_ID}", "client_secret": "{CLIENT_SECRET}"}}' | cut -d '"' -f 4)
-curl {airbyte.url}/v1/jobs -H 'Content-Type: application/json' -H "Authorization: Bearer $TOKEN" \\
-  -d '{{"connectionId": "{CONNECTION_ID}", "jobType": "sync"}}'
-curl {airbyte.url}/v1/jobs/1001 -H "Authorization: Bearer $TOKEN"
 """,
             flush=True,
         )

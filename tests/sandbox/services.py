@@ -10,10 +10,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sandbox.deployment import end_group, free_port, kill_processes_in
+from sandbox.deployment import end_group, free_port, kill_processes_in, start_group
 
 
 def program(name: str) -> str | None:
@@ -29,31 +29,22 @@ def available() -> bool:
 
 class Server:
     """
-    A server in a folder of its own, which can be stopped and started again.
+    A server in a folder of its own, which can be ended and started again.
 
     :param command: starts it
     :param folder: its data
     :param port: where it listens
     :param out: the file for what it prints
-    :param user: the user that it runs as
+    :param options: further ones of `subprocess.Popen`
     """
 
-    def __init__(self, command: list[str], folder: Path, port: int, out, user: str | None = None) -> None:
-        self.command, self.folder, self.port, self.out, self.user = command, folder, port, out, user
+    def __init__(self, command: list[str], folder: Path, port: int, out, **options) -> None:
+        self.command, self.folder, self.port, self.out, self.options = command, folder, port, out, options
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         """Start the server, and wait until it listens. Raise TimeoutError after 30 seconds."""
-        options = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
-        self.process = subprocess.Popen(
-            self.command,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self.out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **options,
-        )
+        self.process = start_group(self.command, self.out, cwd=self.folder, **self.options)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with socket.socket() as client:
@@ -63,13 +54,13 @@ class Server:
         raise TimeoutError(f"{self.command[0]} does not listen on {self.port}")
 
     def end(self, *signals: signal.Signals) -> None:
-        """Stop the server, with these signals if given."""
+        """End the server, with these signals if given."""
         end_group(self.process, *signals)
 
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Start a server. When the block ends, stop it and delete its data."""
+    """Start a server. When the block ends, end it and delete its data."""
     try:
         server.start()
         yield server
@@ -80,29 +71,25 @@ def running(server: Server) -> Iterator[Server]:
         shutil.rmtree(server.folder, ignore_errors=True)
 
 
-@contextmanager
-def redis(out) -> Iterator[Server]:
-    """Run a Redis that keeps every command on disk, so that a kill loses nothing."""
+def redis(out) -> AbstractContextManager[Server]:
+    """Return a Redis for a `with` block. It keeps every command on disk, so that a kill loses nothing."""
     folder, port = Path(tempfile.mkdtemp(prefix="redis-")), free_port()
     command = [program("redis-server"), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    with running(Server([*command, "--appendonly", "yes", "--appendfsync", "always"], folder, port, out)) as server:
-        yield server
+    return running(Server([*command, "--appendonly", "yes", "--appendfsync", "always"], folder, port, out))
 
 
-@contextmanager
-def postgres(out) -> Iterator[Server]:
-    """Run a PostgreSQL with the user `airflow`, who needs no password, and the database `postgres`."""
+def postgres(out) -> AbstractContextManager[Server]:
+    """Return a PostgreSQL for a `with` block. Its user `airflow` needs no password, its database is `postgres`."""
     # PostgreSQL refuses to run as root, and another user may only reach folders that everybody may pass.
-    user, parent = ("postgres", "/tmp") if os.geteuid() == 0 else (None, None)
-    folder, port = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent)), free_port()
-    options = {"user": user, "group": user, "extra_groups": []} if user else {}
-    if user:
-        shutil.chown(folder, user, user)
+    root = os.geteuid() == 0
+    folder, port = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp" if root else None)), free_port()
+    options = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
+    if root:
+        shutil.chown(folder, "postgres", "postgres")
     initdb = [program("initdb"), "--pgdata", str(folder / "data"), "--username", "airflow", "--auth", "trust"]
     subprocess.run([*initdb, "--encoding", "UTF8"], cwd=folder, check=True, stdout=out, stderr=out, **options)
     command = [program("postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
-    with running(Server([*command, "-c", "max_connections=300"], folder, port, out, user)) as server:
-        yield server
+    return running(Server([*command, "-c", "max_connections=300"], folder, port, out, **options))
 
 
 def sqlalchemy_url(database: Server) -> str:
