@@ -23,7 +23,6 @@ import argparse
 import json
 import random
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -38,7 +37,6 @@ import psycopg2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import demo
 from sandbox import services
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, FakeAirbyte, Job
@@ -183,8 +181,6 @@ class Bench(Deployment):
             **self.outcome(),
             "s between two pokes": spread(between),
             "s of these beyond what the DAG asks for": spread(late),
-            "s since a sync's last poke, at the end": spread(begin + seconds - poke for poke, _ in last.values()),
-            "pokes per second": pokes / seconds,
             "cores used": cpu / seconds,
             "CPU s per poke": cpu / max(pokes, 1),
         }
@@ -225,11 +221,8 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, nargs="*", help="measure so many waiting syncs instead (16 64 256)")
     parser.add_argument("--window", type=float, default=180, help="with --waiting: for how many seconds (180)")
     options = parser.parse_args()
-    options.apart = min(options.apart, options.seconds)
     if options.waiting is not None:
         options.ways = [DAG_ID]
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, demo.stop)
     with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
         log, results = Path(f"{folder}.log"), {}
         print(f"Starting an Airflow; its log is {log}", flush=True)

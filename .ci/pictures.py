@@ -16,7 +16,6 @@ It needs Debian's packages chromium, chromium-driver and fonts-liberation, and t
 from __future__ import annotations
 
 import argparse
-import base64
 import os
 import signal
 import sys
@@ -31,17 +30,18 @@ from selenium.webdriver.remote.webelement import WebElement
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import demo
-from sandbox.throwaway_airflow import DAG_ID, WAIT
+from sandbox.throwaway_airflow import DAG_ID, DAGS, WAIT
 
-IMAGES = Path(__file__).resolve().parent.parent / ".github" / "images"
 FLAGS = [
-    *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--no-proxy-server"),
+    *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--no-proxy-server", "--force-device-scale-factor=1.5"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # It reaches loopback alone.
     "--window-size=1200,1200",  # A log is 870 pixels wide then, as the README is, and fits without scrolling.
 ]
-DIALOG = "//*[@role='dialog' and @data-state='open']"
-HEADER = "//*[@data-testid='header-card']"
 LOG = "//*[@data-testid='virtualized-list']"
+PICTURES = [
+    ("log.png", demo.OTHER_CONNECTION_ID, "Success criteria met"),
+    ("log-of-a-failure.png", demo.FAILING_CONNECTION_ID, " failed: "),
+]
 
 
 def start_browser() -> webdriver.Chrome:
@@ -65,19 +65,10 @@ def find(browser: webdriver.Chrome, xpath: str) -> WebElement:
     return browser.find_element(By.XPATH, xpath)
 
 
-def save(browser: webdriver.Chrome, path: Path, first: str, last: str) -> None:
-    """Save a picture from the top of the first element to the bottom of the last."""
-    box, end = find(browser, first).rect, find(browser, last).rect
-    height = (end["y"] + end["height"] - box["y"]) // 2 * 2  # so that the picture ends with a whole pixel
-    clip = {**box, "height": height, "scale": 1.5}
-    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
-    path.write_bytes(base64.b64decode(picture["data"]))
-
-
 def main() -> None:
     """Take all pictures into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=IMAGES, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=DAGS.parent / ".github" / "images", help="default: %(default)s")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -85,21 +76,15 @@ def main() -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # for Selenium, which talks to the driver on loopback
     with tempfile.TemporaryDirectory() as name, demo.ui(Path(name), Path(name) / "log", print, port=0) as airflow:
         with start_browser() as browser:
-            browser.get(f"{airflow.url}/dags/{DAG_ID}")
-            find(browser, "//button[@data-testid='trigger-dag-button']").click()
-            find(browser, f"{DIALOG}//input[@name='element_connection_id']").send_keys(demo.OTHER_CONNECTION_ID)
-            save(browser, folder / "trigger.png", DIALOG, DIALOG)
+            browser.get(airflow.url)
             browser.execute_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
-            for picture, connection_id, end in (
-                ("log.png", demo.OTHER_CONNECTION_ID, "Success criteria met"),
-                ("log-of-a-failure.png", demo.FAILING_CONNECTION_ID, " failed: "),
-            ):
+            for picture, connection_id, end in PICTURES:
                 run_id = airflow.trigger(connection_id=connection_id)
                 print(f"{run_id} has ended: {airflow.end_of(run_id)}", flush=True)
                 browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
                 find(browser, f"{LOG}[contains(., '{end}')]")
                 browser.execute_script("document.querySelectorAll('details[open]').forEach(each => each.open = false)")
-                save(browser, folder / picture, HEADER, LOG)
+                find(browser, LOG).screenshot(str(folder / picture))
 
 
 if __name__ == "__main__":

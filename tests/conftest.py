@@ -132,7 +132,14 @@ def run_dag(monkeypatch, capfd):
 
 
 @pytest.fixture
-def endless(airbyte):
+def clean_books(airbyte):
+    """An Airbyte that knows of no job, and whose syncs take six seconds."""
+    airbyte.forget()
+    airbyte.job_seconds = 6
+
+
+@pytest.fixture
+def endless(airbyte, clean_books):
     """Syncs that run until the test lets them end, with `airbyte.job_seconds = 0`."""
     airbyte.job_seconds = 3600
     yield

@@ -40,20 +40,17 @@ To click through it here first: {python} {script} --ui"""
 
 def line(request: Request) -> str:
     """Return a request and its answer as one line of output."""
-    try:
-        answer = json.loads(request.answer)
-    except ValueError:
-        answer = {}
-    said = request.answer
-    if "access_token" in answer:
-        said = f"a token for {answer['expires_in'] // 60} minutes"
-    elif "jobId" in answer:
-        said = f"job {answer['jobId']} is {answer['status']}"
-    elif "workspaceId" in answer:
-        said = f"the connection {answer['name']}"
-    elif "data" in answer:
-        said = f"the connection's last jobs: {len(answer['data'])}"
-    return f"{request.method:4} {request.path:23} {request.status}  {said}"
+    said = {
+        "create_token": "a token for 15 minutes",
+        "create_job": "job {jobId} is {status}",
+        "get_job": "job {jobId} is {status}",
+        "list_jobs": "the connection's last jobs",
+        "get_connection": "the connection {name}",
+    }
+    answer = request.answer
+    if request.status == 200:
+        answer = said[request.operation].format(**json.loads(answer))
+    return f"{request.method:4} {request.path:23} {request.status}  {answer}"
 
 
 def run_once(home: Path, log: Path, say) -> int:
@@ -79,14 +76,8 @@ def run_once(home: Path, log: Path, say) -> int:
     (job,) = airbyte.jobs
     synced = airbyte.job_response(job, with_stats=True)
     say(f"The sync has succeeded: {synced['rowsSynced']:,} rows, {synced['bytesSynced']:,} bytes, in {SYNC_SECONDS} s")
-    print(NEXT.format(python=shown_path(sys.executable), script=shown_path(__file__)))
+    print(NEXT.format(python=os.path.relpath(sys.executable), script=os.path.relpath(__file__)))
     return 0
-
-
-def shown_path(path: str) -> str:
-    """Return a path as one would type it here."""
-    path = os.path.abspath(path)
-    return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from sandbox.throwaway_airflow import dag_settings
 
 pytestmark = [
     pytest.mark.celery,
+    pytest.mark.usefixtures("clean_books"),
     pytest.mark.skipif(
-        # find_spec() of an Airflow submodule would import Airflow, before its policy is in place.
-        not (services.available() and find_spec("celery")),
+        not (find_spec("celery") and services.program("postgres") and services.program("redis-server")),
         reason="needs apache-airflow-providers-celery[redis], psycopg2-binary, asyncpg, PostgreSQL and Redis",
     ),
 ]
@@ -47,13 +47,6 @@ def redis(out):
 def airbyte():
     with FakeAirbyte(statuses=dict.fromkeys(CONNECTION_IDS, SUCCEEDS)) as airbyte:
         yield airbyte
-
-
-@pytest.fixture(autouse=True)
-def clean_books(airbyte):
-    """An Airbyte that knows of no job, whose syncs take 20 seconds."""
-    airbyte.forget()
-    airbyte.job_seconds = 20
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def test_shows_a_sync_from_start_to_end(start, tmp_path):
     assert re.search(r"POST /v1/jobs +200  job \d+ is pending", shown)
     assert re.search(r"GET  /v1/jobs/\d+ +200  job \d+ is running", shown)
     assert "The sync has succeeded: 125,000 rows, 48,211,904 bytes, in 7 s" in shown
-    assert shown.endswith(f"{sys.executable} {TESTS / 'demo.py'} --ui\n"), "as one would type it in that shell"
+    command = [os.path.relpath(path, tmp_path) for path in (sys.executable, TESTS / "demo.py")]
+    assert shown.endswith(f"{' '.join(command)} --ui\n"), "as one would type it in that shell"
     assert 'see "Set it up" in README.md' in shown
     assert "somebody's" not in shown
     assert not log_of(shown).exists()

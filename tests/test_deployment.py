@@ -11,6 +11,7 @@ from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, 
 
 pytestmark = [
     pytest.mark.deployment,
+    pytest.mark.usefixtures("clean_books"),
     pytest.mark.skipif(
         AIRFLOW_VERSION < (2, 11) or (3, 0) <= AIRFLOW_VERSION < (3, 2),
         reason="the newest of Airflow 2 and of Airflow 3 will do",
@@ -26,13 +27,6 @@ STALE_TOKEN = "a-token-that-has-grown-stale"
 def airbyte():
     with FakeAirbyte(statuses=STATUSES) as airbyte:
         yield airbyte
-
-
-@pytest.fixture(autouse=True)
-def clean_books(airbyte):
-    """An Airbyte that knows of no job, whose syncs take four seconds."""
-    airbyte.forget()
-    airbyte.job_seconds = 4
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ of Airflow. What no client judges is only pinned here, to what Airbyte's documen
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 
 import pytest
 import requests
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, WORKSPACE_ID, FakeAirbyte
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, WORKSPACE_ID, FakeAirbyte, Fault
 
 CLIENT = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 SYNC = {"connectionId": CONNECTION_ID, "jobType": "sync"}
@@ -139,3 +141,10 @@ def test_a_job_goes_through_its_statuses_and_says_only_what_is_known(airbyte):
     assert [job.get("duration", "none")[:5] for job in jobs] == ["none", "PT4M1", "PT4M1", "PT4M1"]
     assert ["lastUpdatedAt" in job for job in jobs] == [False, False, True, True]
     assert [job["rowsSynced"] for job in jobs] == [0, 0, 125_000, 125_000]
+
+
+def test_a_request_that_takes_long_holds_up_no_other(airbyte):
+    airbyte.faults, start = {"list_jobs": [Fault(seconds=0.5)] * 10}, time.monotonic()
+    with ThreadPoolExecutor(10) as clients:
+        assert {*clients.map(lambda _: ask(airbyte, "GET", "jobs")[0], range(10))} == {200}
+    assert 0.5 <= time.monotonic() - start < 2

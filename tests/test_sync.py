@@ -14,20 +14,13 @@ from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID, START, 
 OTHER_CONNECTION_ID = "0b9f6f2e-1111-4c4c-8d8d-5f2f3c4d5e6f"
 
 
-def test_starts_the_sync_and_waits_until_it_has_succeeded(run_dag):
+def test_starts_the_sync_waits_until_it_has_succeeded_and_leaves_the_job_for_later_tasks(run_dag):
     statuses = ("pending", "queued", "running", "incomplete", "running", "in_a_status_unknown_today", "succeeded")
     with FakeAirbyte(statuses={CONNECTION_ID: statuses}) as airbyte:
         result = run_dag(airbyte.url)
-    assert result.state == "success"
-    assert result.tasks == {START: "success", WAIT: "success"}
-    assert len(airbyte.jobs) == 1
+    assert (result.state, result.tasks) == ("success", {START: "success", WAIT: "success"})
     assert len(airbyte.requests_of("get_job")) == len(statuses)
-
-
-def test_leaves_the_job_for_later_tasks(run_dag):
-    with FakeAirbyte() as airbyte:
-        result = run_dag(airbyte.url)
-    assert result.job_id == airbyte.jobs[0].id
+    assert [job.id for job in airbyte.jobs] == [result.job_id]
     assert result.job == airbyte.job_response(airbyte.jobs[0], with_stats=True)
     assert (result.job["rowsSynced"], result.job["bytesSynced"]) == (125_000, 48_211_904)
     assert json.dumps(result.job) in result.log
@@ -68,28 +61,22 @@ def test_a_token_in_the_variable_takes_precedence_over_the_client(run_dag, blank
 
 
 @pytest.mark.parametrize(
-    "conf, synced",
+    "conf, variable, synced",
     [
-        (None, CONNECTION_ID),
-        ({}, CONNECTION_ID),
-        ({"connection_id": ""}, CONNECTION_ID),
-        ({"connection_id": None}, CONNECTION_ID),
-        ({"connection_id": f" {OTHER_CONNECTION_ID} "}, OTHER_CONNECTION_ID),
+        (None, CONNECTION_ID, CONNECTION_ID),
+        ({}, CONNECTION_ID, CONNECTION_ID),
+        ({"connection_id": ""}, f" {CONNECTION_ID}\n", CONNECTION_ID),
+        ({"connection_id": None}, CONNECTION_ID, CONNECTION_ID),
+        ({"connection_id": f" {OTHER_CONNECTION_ID} "}, CONNECTION_ID, OTHER_CONNECTION_ID),
+        ({"connection_id": OTHER_CONNECTION_ID}, None, OTHER_CONNECTION_ID),
     ],
 )
-def test_syncs_the_connection_of_the_run_or_else_of_the_variable(run_dag, conf, synced):
+def test_syncs_the_connection_of_the_run_or_else_of_the_variable(run_dag, conf, variable, synced):
     statuses = dict.fromkeys([CONNECTION_ID, OTHER_CONNECTION_ID], ("running", "succeeded"))
     with FakeAirbyte(statuses=statuses) as airbyte:
-        result = run_dag(airbyte.url, conf=conf)
+        result = run_dag(airbyte.url, conf, {"AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": variable})
     assert result.state == "success"
     assert [job.connection_id for job in airbyte.jobs] == [synced]
-
-
-def test_needs_no_variable_if_the_run_names_the_connection(run_dag):
-    unset = {"AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": None}
-    with FakeAirbyte() as airbyte:
-        result = run_dag(airbyte.url, conf={"connection_id": CONNECTION_ID}, variables=unset)
-    assert result.state == "success"
 
 
 @pytest.mark.airflow_3_0

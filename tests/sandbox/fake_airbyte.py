@@ -13,10 +13,10 @@ The API is documented at https://reference.airbyte.com, its server is https://gi
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 import uuid
@@ -41,13 +41,12 @@ MESSAGES = {
     403: "Caller does not have the required permissions to access the resource(s).",
     409: "Could not fulfill request",
 }
-OF_A_GATEWAY = (302, 405, 408, 429, 502, 503, 504)
 
 
 def body_of(status: int, message: str = "") -> str:
     """Return what Airbyte, or the gateway in front of it, says with a status."""
     words = HTTPStatus(status).phrase
-    if status in OF_A_GATEWAY:
+    if status in (302, 405, 408, 429, 502, 503, 504):  # of a gateway in front of Airbyte
         return f"<html><body><h1>{status} {words}</h1></body></html>"
     if status == 500:  # an error that nobody caught in Airbyte
         return json.dumps({"errorId": str(uuid.uuid4())})
@@ -63,25 +62,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """
-    What goes wrong with a request.
+    """What goes wrong with a request."""
 
-    :param status: the status to answer with; the body is `body`, or else what Airbyte sends with this status
-    :param body: the body to answer with
-    :param no_answer: how the request goes unanswered: the connection is "closed", or "silent"
-    :param seconds: how long the request waits until all this happens
-    :param carried_out: whether Airbyte does what was asked, although its answer does not arrive
-    :param before: what happens to Airbyte just before the request is carried out
-    :param after: what happens to Airbyte just after that
-    """
-
-    status: int = 0
-    body: str | None = None
-    no_answer: str = ""
-    seconds: float = 0
-    carried_out: bool = False
-    before: Callable[[FakeAirbyte], None] | None = None
-    after: Callable[[FakeAirbyte], None] | None = None
+    status: int = 0  # to answer with
+    body: str | None = None  # to answer with; without it, what Airbyte sends with this status
+    no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
+    seconds: float = 0  # how long the request waits until all this happens
+    carried_out: bool = False  # Airbyte does what was asked, although its answer does not arrive.
+    before: Callable[[FakeAirbyte], None] | None = None  # happens just before the request is carried out
+    after: Callable[[FakeAirbyte], None] | None = None  # and just after that
 
     def __str__(self) -> str:
         return self.no_answer or str(self.status or self.body)
@@ -452,27 +441,15 @@ def iso_duration(seconds: int) -> str:
 
 
 def main() -> None:
-    """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(description="A fake Airbyte on loopback.")
-    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--job-seconds", type=float, default=20, help="how long a sync takes (default: %(default)s)")
-    parser.add_argument("--base-path", default="", help="/api/public for a self-managed Airbyte (default: none)")
-    options = vars(parser.parse_args())
+    """Serve until Ctrl-C, on the port that the command line gives."""
 
     def log(request: Request) -> None:
         print(f"{request.method} {request.path} -> {request.status} {request.answer}", flush=True)
 
-    with FakeAirbyte(**options, log=log) as airbyte:
-        print(
-            f"""The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.
-
-host           {airbyte.url}
-connection id  {CONNECTION_ID}
-client id      {CLIENT_ID}
-client secret  {CLIENT_SECRET}
-""",
-            flush=True,
-        )
+    with FakeAirbyte(job_seconds=20, port=int(sys.argv[1]) if len(sys.argv) > 1 else 8001, log=log) as airbyte:
+        print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
+        print(f"host           {airbyte.url}\nconnection id  {CONNECTION_ID}")
+        print(f"client id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}\n", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

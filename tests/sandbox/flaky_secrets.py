@@ -34,7 +34,6 @@ def read(name: str) -> str | None:
 
 def store(values: dict[str, str], failing: dict[str, set[int]]) -> None:
     """Know these values and no others, and let these look-ups fail."""
-    reads.clear()
-    for known, new in ((stored, values), (failing_reads, failing)):
+    for known, new in ((stored, values), (failing_reads, failing), (reads, {})):
         known.clear()
         known.update(new)

@@ -22,11 +22,6 @@ def program(name: str) -> str | None:
     return shutil.which(name) or (str(debian[-1]) if debian else None)
 
 
-def available() -> bool:
-    """Return whether this machine has both servers."""
-    return all(program(name) for name in ("postgres", "initdb", "redis-server"))
-
-
 class Server:
     """
     A server in a folder of its own, which can be ended and started again.

@@ -24,10 +24,8 @@ AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".
 
 def environment(home: Path, dags: Path = DAGS) -> dict[str, str]:
     """
-    Return the environment variables of an Airflow in the folder `home`, with SQLite.
-
-    They are the current ones without any other Airflow's settings, credentials for Airbyte, and whatever redirects
-    requests (proxies, .netrc).
+    Return the environment variables of an Airflow in the folder `home`, with SQLite: the current ones without any
+    other Airflow's settings, credentials for Airbyte, and whatever redirects requests (proxies, .netrc).
     """
     kept = {
         name: value
