@@ -7,7 +7,7 @@
 # ]
 # ///
 """
-Take the README's pictures again, of the web UI of `demo.py --ui` in Chromium.
+Take the README's picture again, of a log in the web UI of `demo.py --ui` in Chromium.
 
 It needs Debian's packages chromium, chromium-driver and fonts-liberation, and takes two minutes.
 `uv run .ci/pictures.py` installs the rest, or `pip install selenium` adds it to the README's .venv.
@@ -38,10 +38,6 @@ FLAGS = [
     "--window-size=1200,1200",  # A log is 870 pixels wide then, as the README is, and fits without scrolling.
 ]
 LOG = "//*[@data-testid='virtualized-list']"
-PICTURES = [
-    ("log.png", demo.OTHER_CONNECTION_ID, "Success criteria met"),
-    ("log-of-a-failure.png", demo.FAILING_CONNECTION_ID, " failed: "),
-]
 
 
 def start_browser() -> webdriver.Chrome:
@@ -66,7 +62,7 @@ def find(browser: webdriver.Chrome, xpath: str) -> WebElement:
 
 
 def main() -> None:
-    """Take all pictures into a folder."""
+    """Take the picture into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=DAGS.parent / ".github" / "images", help="default: %(default)s")
     folder = parser.parse_args().folder
@@ -78,13 +74,10 @@ def main() -> None:
         with start_browser() as browser:
             browser.get(airflow.url)
             browser.execute_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
-            for picture, connection_id, end in PICTURES:
-                run_id = airflow.trigger(connection_id=connection_id)
-                print(f"{run_id} has ended: {airflow.end_of(run_id)}", flush=True)
-                browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
-                find(browser, f"{LOG}[contains(., '{end}')]")
-                browser.execute_script("document.querySelectorAll('details[open]').forEach(each => each.open = false)")
-                find(browser, LOG).screenshot(str(folder / picture))
+            run_id = airflow.trigger()
+            print(f"{run_id} has ended: {airflow.end_of(run_id)}", flush=True)
+            browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
+            find(browser, f"{LOG}[contains(., 'Success criteria met')]").screenshot(str(folder / "log.png"))
 
 
 if __name__ == "__main__":

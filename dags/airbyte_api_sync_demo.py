@@ -131,7 +131,7 @@ def seconds_to_next_poke(job: dict, jobs: list, shortest: float, now) -> float:
     others = [other for other in jobs if other["jobType"] in SYNCS and other["jobId"] != job["jobId"]]
     durations = sorted(pendulum.parse(other["duration"]) for other in others if other["status"] == "succeeded")
     left = durations[:3][-1].total_seconds() - age if durations else 0
-    return max(shortest, min(left if left > 0 else age / 30, 5 * 60))
+    return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
 
 
 def find_page(ti, job: dict, url: str) -> str:

@@ -105,10 +105,7 @@ def scenario(run_dag):
         if ends == START_FAILS:
             start_retries = int(DAG_TEST_COUNTS_TRIES)
         wait_retries = FOR_EVER if DAG_TEST_FAILS_POKES else wait_retries
-        policy = {
-            START: {"retries": start_retries, **IMPATIENT},
-            WAIT: {"retries": wait_retries, **IMPATIENT},
-        }
+        policy = {START: {"retries": start_retries, **IMPATIENT}, WAIT: {"retries": wait_retries, **IMPATIENT}}
         with FakeAirbyte(faults, {CONNECTION_ID: statuses}, None, base_path, before_syncs, listed_types) as airbyte:
             for job in existing_jobs:
                 airbyte.add_job(**job)
