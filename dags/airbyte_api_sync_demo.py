@@ -8,9 +8,9 @@ it ends, and holds no worker slot between two checks. Under *Admin*, set:
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET` (*User settings → Applications*), or `CLOUD_API_TOKEN`
 
 If something is wrong, the task's log says what to check. If it looks empty (Airflow 3), open its group *Pre Execute*.
-Then put it right: the run goes on by itself. Stopping a run does not stop the sync: cancel it in Airbyte. To wait for
-the same job again, clear `wait_for_airbyte_sync`. To sync anew, clear `start_airbyte_sync` of a run that has ended.
-(In a running one, the sync that it began may be followed.)
+Put it right in time, and the run goes on by itself. Stopping a run does not stop the sync: cancel it in Airbyte.
+Clear `wait_for_airbyte_sync` to wait for the same job again. To sync anew, clear `start_airbyte_sync` of a run that
+has ended. (In a running one, it may follow the earlier sync.)
 """
 
 import json
@@ -36,7 +36,7 @@ except ImportError:  # Airflow before 3.2
 
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-HEADERS_WITH_TOKEN = {**HEADERS, "Authorization": "Bearer {{ get_airbyte_token(ti) }}"}  # at every task start and poke
+HEADERS_WITH_TOKEN = {**HEADERS, "Authorization": "Bearer {{ get_airbyte_token(ti) }}"}  # rendered anew at every poke
 SYNCS = ("sync", "refresh")  # the job types that read and write the data; reset and clear only delete it
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
 CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, without /v1."
@@ -44,7 +44,7 @@ CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your
 
 def get_airbyte_token(ti) -> str:
     """Return CLOUD_API_TOKEN, or else a new token. Jinja puts it into the headers of both tasks."""
-    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # An error would quote one with line breaks.
+    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # With a line break, an error would quote it.
         return token
     client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
     client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
@@ -63,13 +63,13 @@ def get_connection_id(params, dag, dag_run) -> str:
     if not value:
         name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        error = AirflowFailException if value else RuntimeError  # An empty one may be unread, as above.
+        error = AirflowFailException if value else RuntimeError  # Empty may mean unread, as above.
         raise error(f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/")
     return value
 
 
 def follow_earlier_try(context) -> None:
-    """On a retry, replace the POST with a GET of a sync begun during this run: an earlier try may have done it."""
+    """On a retry, instead of the POST, GET the newest sync if it began during this run: an earlier try may own it."""
     ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
     first_try = ti.max_tries - task.retries + 1  # since the task was last cleared; 0 in `airflow tasks test`
     if ti.try_number not in (0, first_try):
@@ -113,7 +113,7 @@ def has_succeeded(response, ti) -> bool:
 
 
 def read_job(response, ti, times_left: int = 10) -> dict:
-    """Return the job. If Airbyte refuses, which may be a hiccup, ask so many times again, and then fail."""
+    """Return the job. If refused, which may be a hiccup, ask up to `times_left` times more, and then fail."""
     try:
         return read_answer(response, "status")
     except PermissionError as refusal:
@@ -126,7 +126,7 @@ def read_job(response, ti, times_left: int = 10) -> dict:
 
 
 def seconds_to_next_poke(job: dict, jobs: list, shortest: float, now) -> float:
-    """Return the time until the third quickest other sync would have ended; later, 1/30 of this job's age."""
+    """Return the seconds until the third quickest other sync would have ended, or else a 30th of the job's age."""
     age = (now - pendulum.parse(job["startTime"])).total_seconds()
     others = [other for other in jobs if other["jobType"] in SYNCS and other["jobId"] != job["jobId"]]
     durations = sorted(pendulum.parse(other["duration"]) for other in others if other["status"] == "succeeded")
@@ -154,7 +154,7 @@ def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None
     """Send a request, by default with the headers of the task's own, and return the response."""
     try:
         return HttpHook(method, HTTP_CONNECTION).run(endpoint, data, headers or ti.task.headers, ti.task.extra_options)
-    except OSError as error:  # as all errors of requests are
+    except OSError as error:  # Every error of requests is one.
         raise RuntimeError(f"No answer. {CHECK_HOST} {error}") from None
 
 
@@ -164,7 +164,7 @@ def read_answer(response, key: str) -> dict:
     if status < 300 and text.startswith("{") and key in response.json():
         return response.json()
     error, advice = judge(status, text, of_token=key == "access_token")
-    quote = text[:1000] if status >= 300 else f"It has no {key}."  # It may hold a token: no quote.
+    quote = text[:1000] if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
     raise error(f"Airbyte answered {request.method} {request.path_url} with {status}. {advice} {quote}")
 
 
@@ -189,7 +189,7 @@ with DAG(
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_airbyte_token": get_airbyte_token, "get_connection_id": get_connection_id},
-    # Deferred, a task would keep an old token. No headers here: a task for another server must not send it ours.
+    # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
 ) as dag:
     trigger_sync = SimpleHttpOperator(
