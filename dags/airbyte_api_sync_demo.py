@@ -185,7 +185,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=256,  # Waiting runs count, and Airflow's default is 16.
+    max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_airbyte_token": get_airbyte_token, "get_connection_id": get_connection_id},
