@@ -187,7 +187,7 @@ def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operati
     "fault, says",
     [
         (Fault(403), "POST /v1/jobs with 403. Check the connection id, CLOUD_API_TOKEN if set, and that"),
-        (Fault(403), 'has no login. {"status": 403, '),
+        (Fault(403), 'right host, no login. {"status": 403, '),
         (Fault(503), "POST /v1/jobs with 503. It is busy or in trouble. <html>"),
         (Fault(409), "409, but no job runs. Is the connection active in Airbyte?"),
     ],
@@ -492,7 +492,7 @@ CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your
         (f"with 404. {CHECK_HOST}", {"host": "{root}", "base_path": "/api/public"}),
         (f"/v1/v1/applications/token with 404. {CHECK_HOST}", {"host": "{url}/v1"}),
         ("CLOUD_API_TOKEN if set", {"variables": {TOKEN_VARIABLE: "stale"}}),
-        ("has no login", {"login": {"login": CLIENT_ID, "password": CLIENT_SECRET}}),
+        ("right host, no login", {"login": {"login": CLIENT_ID, "password": CLIENT_SECRET}}),
         ("Check the connection id", {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}),
     ],
 )

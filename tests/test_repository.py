@@ -68,7 +68,7 @@ def test_curl_shows_whether_host_client_and_connection_id_are_right():
         pytest.skip("there is no curl")
     with FakeAirbyte() as airbyte:
         answers = []
-        for command in re.findall(r"curl -s .*", read("README.md")):
+        for command in re.findall(r"curl -sS .*", read("README.md")):
             token = re.search(r'"access_token": "([^"]+)', answers[0])[1] if answers else ""
             command = fill_in(command, airbyte.url).replace("<access_token>", token)
             answers.append(subprocess.run(command, shell=True, check=True, text=True, stdout=subprocess.PIPE).stdout)
