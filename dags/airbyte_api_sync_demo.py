@@ -176,10 +176,7 @@ def judge(status: int, text: str, of_token: bool) -> tuple:
         return RuntimeError, CHECK_HOST
     if of_token:
         return PermissionError, "Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET."
-    return (
-        PermissionError,
-        f"Check the connection id, CLOUD_API_TOKEN if set, and {HTTP_CONNECTION}: right host, no login.",
-    )
+    return PermissionError, f"Check connection id, CLOUD_API_TOKEN if set, and {HTTP_CONNECTION}: right host, no login."
 
 
 with DAG(

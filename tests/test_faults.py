@@ -186,7 +186,7 @@ def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operati
 @pytest.mark.parametrize(
     "fault, says",
     [
-        (Fault(403), "POST /v1/jobs with 403. Check the connection id, CLOUD_API_TOKEN if set, and that"),
+        (Fault(403), "POST /v1/jobs with 403. Check connection id, CLOUD_API_TOKEN if set, and airbyte"),
         (Fault(403), 'right host, no login. {"status": 403, '),
         (Fault(503), "POST /v1/jobs with 503. It is busy or in trouble. <html>"),
         (Fault(409), "409, but no job runs. Is the connection active in Airbyte?"),
@@ -207,7 +207,7 @@ def test_fails_if_airbyte_refuses_a_poke_and_ten_more(scenario, fault):
         faults={"get_job": [None, *[fault] * FOR_EVER]},
         statuses=("running",) * FOR_EVER,
         ends=WAIT_FAILS,
-        log_contains=f"AirflowFailException: Airbyte answered GET /v1/jobs/1001 with {fault.status}. Check the connection",
+        log_contains=f"AirflowFailException: Airbyte answered GET /v1/jobs/1001 with {fault.status}. Check connection",
         wait_retries=2,
     )
     assert len(airbyte.requests_of("get_job")) == 12
@@ -345,7 +345,7 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, fault, look_up, arg
 @needs_try_count
 def test_says_that_the_job_is_refused_which_a_retry_follows(scenario):
     faults = {"create_job": [lost(CLOSED)], "get_job": [Fault(409)] * FOR_EVER}
-    scenario(faults=faults, ends=START_FAILS, log_contains="GET /v1/jobs/1001 with 409. Check the connection id")
+    scenario(faults=faults, ends=START_FAILS, log_contains="GET /v1/jobs/1001 with 409. Check connection id")
 
 
 @pytest.mark.parametrize("age", [60, 10])
@@ -493,7 +493,7 @@ CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your
         (f"/v1/v1/applications/token with 404. {CHECK_HOST}", {"host": "{url}/v1"}),
         ("CLOUD_API_TOKEN if set", {"variables": {TOKEN_VARIABLE: "stale"}}),
         ("right host, no login", {"login": {"login": CLIENT_ID, "password": CLIENT_SECRET}}),
-        ("Check the connection id", {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}),
+        ("Check connection id", {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}),
     ],
 )
 def test_says_what_is_wrong_with_the_set_up(scenario, says, arguments):
