@@ -60,7 +60,7 @@ def running(server: Server) -> Iterator[Server]:
         server.start()
         yield server
     finally:
-        if server.process:
+        if server.process and server.process.poll() is None:  # Else its id may be another's by now.
             server.end()
         kill_processes_in(server.folder)
         shutil.rmtree(server.folder, ignore_errors=True)
