@@ -8,14 +8,14 @@ it ends, and holds no worker slot between two checks. Under *Admin*, set:
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET` (*User settings → Applications*), or `CLOUD_API_TOKEN`
 
 If something is wrong, the task's log says what to check. If it looks empty (Airflow 3), open its group *Pre Execute*.
-Put it right in time, and the run goes on by itself. Stopping a run does not stop the sync: cancel it in Airbyte.
-Clear `wait_for_airbyte_sync` to wait for the same job again. To sync anew, clear `start_airbyte_sync` of a run that
-has ended. (In a running one, it may follow the earlier sync.)
+Put it right within a quarter of an hour, and the run goes on by itself. Later, clear the task that has failed.
+Stopping a run does not stop the sync: cancel it in Airbyte. Clear `wait_for_airbyte_sync` to wait for the same job
+again. To sync anew, clear `start_airbyte_sync` of a run that has ended. (In a running one, it may follow its sync.)
 """
 
 import json
 import re
-import time
+from datetime import timedelta
 
 import pendulum
 from airflow.providers.http.hooks.http import HttpHook
@@ -27,8 +27,10 @@ except ImportError:  # HTTP provider before 4.7
     from airflow.providers.http.operators.http import SimpleHttpOperator
 try:
     from airflow.sdk import DAG, Param, Variable
+    from airflow.sdk.log import mask_secret
 except ImportError:  # Airflow 2
     from airflow.models import DAG, Param, Variable
+    from airflow.utils.log.secrets_masker import mask_secret
 try:
     from airflow.sdk.exceptions import AirflowFailException
 except ImportError:  # Airflow before 3.2
@@ -36,69 +38,113 @@ except ImportError:  # Airflow before 3.2
 
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-HEADERS_WITH_TOKEN = {**HEADERS, "Authorization": "Bearer {{ get_airbyte_token(ti) }}"}  # rendered anew at every poke
-SYNCS = ("sync", "refresh")  # the job types that read and write the data; reset and clear only delete it
+TIMEOUT = (5, 15)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
+NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, read and write it.
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
-CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, without /v1."
+CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
+
+
+class RefusedError(Exception):
+    """What a person must put right: Airbyte refuses a request, or a setting is missing."""
+
+
+def refuse(ti, message: str) -> None:
+    """Raise RefusedError, which costs a try, or fail if five tries have failed since the task was last cleared."""
+    ti.task.silent_fail = False  # In a poke, all else is only logged.
+    raise AirflowFailException(message) if count_failed_tries(ti) >= 5 else RefusedError(message)
+
+
+def count_failed_tries(ti) -> int:
+    """Return how many tries of the task have failed since it was last cleared."""
+    return max(0, ti.try_number - (ti.max_tries - ti.task.retries + 1))  # `airflow tasks test` has try number 0.
+
+
+def authorize(context) -> None:
+    """Put a token into the task's headers, at every try and poke: it is never old, and no template field holds it."""
+    ti = context["ti"]  # On Airflow 3.0, context["task"] is not the task that runs. ti.task is.
+    try:
+        connection_type = HttpHook.get_connection(HTTP_CONNECTION).conn_type
+    except Exception as error:  # It is missing or unread, or its URI is malformed.
+        connection_type = without_login(error)
+    if connection_type != "http":  # With https, the hook would call http://.
+        refuse(ti, f"Set the type of {HTTP_CONNECTION} to HTTP. {CHECK_HOST} It is: {connection_type}")
+    token = "".join(get_airbyte_token(ti).split())  # A line break is no part of a header.
+    mask_secret(token)
+    ti.task.headers = {**HEADERS, "Authorization": f"Bearer {token}"}
 
 
 def get_airbyte_token(ti) -> str:
-    """Return CLOUD_API_TOKEN, or else a new token. Jinja puts it into the headers of both tasks."""
-    if token := "".join(Variable.get("CLOUD_API_TOKEN", "").split()):  # With a line break, an error would quote it.
+    """Return CLOUD_API_TOKEN, or else a new token."""
+    names = ("CLOUD_API_TOKEN", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET")
+    token, client_id, client_secret = (Variable.get(name, "").strip() for name in names)
+    if token:
         return token
-    client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
-    client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
     if not (client_id and client_secret):  # or unread: Airflow hides the errors of a secrets backend
-        raise RuntimeError("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
+        refuse(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
     response = call_airbyte(ti, "v1/applications/token", json.dumps(client), "POST", HEADERS)
-    return read_answer(response, "access_token")["access_token"]
+    return read_answer(response, "access_token", ti)["access_token"]
 
 
-def get_connection_id(params, dag, dag_run) -> str:
-    """Return the run's connection id, or else the Variable's. Jinja puts it into the request for a sync."""
-    if unknown := set(dag_run.conf or {}) - set(dag.params):
+def get_connection_id(ti, dag, dag_run) -> str:
+    """Return the connection id of the run, or else of the task, or else the Variable's. Jinja puts it into the POST."""
+    conf = dag_run.conf or {}
+    if unknown := set(conf) - set(dag.params) - {"openlineage"}:  # TriggerDagRunOperator adds this one.
         raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There is: {', '.join(dag.params)}.")
-    name, value = "parameter connection_id", (params["connection_id"] or "").strip()
-    if not value:
-        name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        error = AirflowFailException if value else RuntimeError  # Empty may mean unread, as above.
-        raise error(f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/")
-    return value
+    name, value = "parameter connection_id", conf.get("connection_id") or ti.task.params.get("connection_id") or ""
+    if not value.strip():
+        name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "")
+    advice = f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/"
+    if not value.strip():  # or unread, as above
+        refuse(ti, advice)
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value.strip()):
+        raise AirflowFailException(f"{advice} It is: {value[:100]!r}")
+    return value.strip()
 
 
 def follow_earlier_try(context) -> None:
     """On a retry, instead of the POST, GET the newest sync if it began during this run: an earlier try may own it."""
-    ti, task = context["ti"], context["ti"].task  # On Airflow 3.0, context["task"] is not the one that runs.
-    first_try = ti.max_tries - task.retries + 1  # since the task was last cleared; 0 in `airflow tasks test`
-    if ti.try_number not in (0, first_try):
-        run_start = pendulum.instance(context["dag_run"].start_date).subtract(seconds=5)  # Clocks differ.
-        syncs = [job for job in list_jobs(ti, json.loads(task.data)) if job["jobType"] in SYNCS]
-        if syncs and pendulum.parse(syncs[0]["startTime"]) >= run_start:
-            task.log.info("No second sync: following job %s, which began during this run.", syncs[0]["jobId"])
-            task.method, task.endpoint, task.data = "GET", f"v1/jobs/{syncs[0]['jobId']}", None
+    authorize(context)
+    ti, task = context["ti"], context["ti"].task
+    if count_failed_tries(ti):
+        jobs, now = list_jobs(ti, json.loads(task.data))
+        sync = next((job for job in jobs if job["jobType"] not in NO_SYNCS), None)
+        if sync and seconds_since(sync["startTime"], now) <= seconds_since_start(context["dag_run"]) + 5:  # Both round.
+            task.log.info("No second sync: following job %s, which began during this run.", sync["jobId"])
+            task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
 
 
 def read_job_id(response, ti) -> int:
     """Return the id of the job that was started, followed or (on a 409) found running, if it is a sync."""
-    if response.status_code == 409 and ti.task.method == "POST":
-        jobs = list_jobs(ti, json.loads(ti.task.data))
+    if response.status_code == 409 and "try-again-later" in response.text:  # ConfigClientErrorHandler, in Airbyte
+        jobs, _ = list_jobs(ti, json.loads(ti.task.data))
         job = next((job for job in jobs if job["status"] not in ENDED), None)
         if not job:
-            raise RuntimeError(f"409, but no job runs. Is the connection active in Airbyte? {response.text[:1000]}")
+            refuse(ti, f"Airbyte says that a job of this connection is running, but lists none. {quote(response)}")
         ti.task.log.info("Airbyte job %s is already running.", job["jobId"])
     else:
-        job = read_answer(response, "jobId")
+        job = read_answer(response, "jobId", ti)
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
-    if job["jobType"] not in SYNCS:
+    if job["jobType"] in NO_SYNCS:
         raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. It must end first.")
     return job["jobId"]
 
 
-def has_succeeded(response, ti) -> bool:
+def prepare_poke(context) -> None:
+    """Get a token, and let the next poke come after a thirtieth of the run's age if this one goes wrong."""
+    ti, task, age = context["ti"], context["ti"].task, seconds_since_start(context["dag_run"])
+    if not task.endpoint.rpartition("/")[2].isdigit():
+        raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
+    if age > task.timeout + 15 * 60 and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
+        raise AirflowFailException(f"{task.endpoint} has not been seen to end. Clear this task to wait longer.")
+    task.poke_interval = max(task.poke_interval, min(age // 30, 5 * 60))
+    task.on_kill = lambda: setattr(task, "silent_fail", False)  # Airflow 2.7 and 2.8 raise a mere Exception then.
+    authorize(context)
+
+
+def has_succeeded(response, ti, dag, dag_run) -> bool:
     """Return whether the job has succeeded, and then push it as XCom `job`. Fail if it ended otherwise."""
-    job, task = read_job(response, ti), ti.task
+    job, task, age = read_answer(response, "status", ti), ti.task, 0
     task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] == "succeeded":
         ti.xcom_push(key="job", value=job)
@@ -106,77 +152,118 @@ def has_succeeded(response, ti) -> bool:
     if job["status"] in ENDED:
         raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(ti, job, response.url)}")
     try:
-        task.poke_interval = seconds_to_next_poke(job, list_jobs(ti, job), task.poke_interval, pendulum.now("UTC"))
+        jobs, now = list_jobs(ti, job)
+        age = seconds_since(job["startTime"], now)
+        shortest = dag.get_task(ti.task_id).poke_interval  # before `prepare_poke`: ti.task is a copy
+        task.poke_interval = seconds_to_next_poke(
+            age, [each for each in jobs if each["jobId"] != job["jobId"]], shortest
+        )
     except Exception as error:
         task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
+    if min(age, seconds_since_start(dag_run)) > task.timeout:  # `airflow dags test` takes its date as the start.
+        hours, page = task.timeout / 60 / 60, find_page(ti, job, response.url)
+        advice = "The sync goes on. Clear this task to wait longer."
+        raise AirflowFailException(f"Airbyte job {job['jobId']} has not ended after {hours:g} hours: {page} {advice}")
     return False
 
 
-def read_job(response, ti, times_left: int = 10) -> dict:
-    """Return the job. If refused, which may be a hiccup, ask up to `times_left` times more, and then fail."""
-    try:
-        return read_answer(response, "status")
-    except PermissionError as refusal:
-        if not times_left:
-            raise AirflowFailException(str(refusal)) from None
-        ti.task.log.warning("%s Asking again in %s.", refusal, ti.task.retry_delay)
-    time.sleep(ti.task.retry_delay.total_seconds())
-    ti.task.headers["Authorization"] = f"Bearer {get_airbyte_token(ti)}"
-    return read_job(call_airbyte(ti, ti.task.endpoint), ti, times_left - 1)
-
-
-def seconds_to_next_poke(job: dict, jobs: list, shortest: float, now) -> float:
+def seconds_to_next_poke(age: float, others: list, shortest: float) -> float:
     """Return the seconds until the third quickest other sync would have ended, or else a 30th of the job's age."""
-    age = (now - pendulum.parse(job["startTime"])).total_seconds()
-    others = [other for other in jobs if other["jobType"] in SYNCS and other["jobId"] != job["jobId"]]
-    durations = sorted(pendulum.parse(other["duration"]) for other in others if other["status"] == "succeeded")
-    left = durations[:3][-1].total_seconds() - age if durations else 0
+    succeeded = [job for job in others if job["jobType"] not in NO_SYNCS and job["status"] == "succeeded"]
+    known = [job["duration"] for job in succeeded if re.fullmatch(r"PT[0-9HMS.]+", job.get("duration") or "")]
+    durations = sorted(pendulum.parse(duration).total_seconds() for duration in known)
+    left = durations[:3][-1] - age if durations else 0
     return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
+
+
+def seconds_since(start: str, now) -> float:
+    """Return the seconds from a time that Airbyte gives to another."""
+    return (now - pendulum.parse(start)).total_seconds()
+
+
+def seconds_since_start(dag_run) -> float:
+    """Return the seconds since the run began. (`airflow tasks test` has no such time.)"""
+    now = pendulum.now("UTC")
+    return (now - pendulum.instance(dag_run.start_date or now)).total_seconds()
 
 
 def find_page(ti, job: dict, url: str) -> str:
     """Return the address of the job's page in Airbyte's UI, or where to look if that is not known."""
     try:
-        workspace = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
-    except Exception:  # Whatever happens here, the user must learn that the job failed.
+        connection = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()
+        page = f"/workspaces/{connection['workspaceId']}/connections/{job['connectionId']}/timeline"
+    except Exception:  # Whatever happens here, the user must learn what happened to the job.
         return "the connection's timeline in Airbyte."
-    ui = url.partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte.com", "//cloud.airbyte.com")
-    return f"{ui}/workspaces/{workspace}/connections/{job['connectionId']}/timeline?openLogs=true&jobId={job['jobId']}"
+    ui = (
+        without_login(url)
+        .partition("/v1/")[0]
+        .replace("/api/public", "")
+        .replace("//api.airbyte.com", "//cloud.airbyte.com")
+    )
+    return f"{ui.replace('//host.docker.internal', '//localhost')}{page}?openLogs=true&jobId={job['jobId']}"
 
 
-def list_jobs(ti, sync: dict) -> list:
-    """Return the last 20 jobs, of any type and newest first, of this sync's connection."""
-    query = {"connectionId": sync["connectionId"], "orderBy": "createdAt|DESC"}
-    return read_answer(call_airbyte(ti, "v1/jobs", query), "data")["data"]
+def list_jobs(ti, sync: dict) -> tuple:
+    """Return the last 20 jobs of this sync's connection, of any type and newest first, and the time at Airbyte."""
+    response = call_airbyte(ti, "v1/jobs", {"connectionId": sync["connectionId"], "orderBy": "createdAt|DESC"})
+    date = response.headers.get("Date") or pendulum.now("UTC").isoformat()
+    return read_answer(response, "data", ti)["data"], pendulum.parse(date, strict=False)
 
 
 def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None):
     """Send a request, by default with the headers of the task's own, and return the response."""
+    hook, options = HttpHook(method, HTTP_CONNECTION), {**ti.task.extra_options, "timeout": TIMEOUT}
     try:
-        return HttpHook(method, HTTP_CONNECTION).run(endpoint, data, headers or ti.task.headers, ti.task.extra_options)
+        return hook.run(endpoint, data, headers or ti.task.headers, options)
     except OSError as error:  # Every error of requests is one.
-        raise RuntimeError(f"No answer. {CHECK_HOST} {error}") from None
+        advice = "Let REQUESTS_CA_BUNDLE name the file of your CA." if "CERTIFICATE" in str(error) else CHECK_HOST
+        raise RuntimeError(f"No answer from {without_login(hook.base_url)}. {advice} {without_login(error)}") from None
 
 
-def read_answer(response, key: str) -> dict:
-    """Return the answer, a JSON object with this key. Raise PermissionError if Airbyte refuses, else RuntimeError."""
-    request, status, text = response.request, response.status_code, response.text
-    if status < 300 and text.startswith("{") and key in response.json():
-        return response.json()
-    error, advice = judge(status, text, of_token=key == "access_token")
-    quote = text[:1000] if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
-    raise error(f"Airbyte answered {request.method} {request.path_url} with {status}. {advice} {quote}")
+def read_answer(response, key: str, ti) -> dict:
+    """Return the answer, a JSON object with this key. Raise what `refuse` says if Airbyte refuses, else RuntimeError."""
+    request, status, text = (
+        response.request,
+        response.status_code,
+        response.content.decode("utf-8-sig", "replace").strip(),
+    )
+    if status < 300 and text.startswith("{") and key in (answer := json.loads(text)):
+        return answer
+    refused, advice = judge(status, text, of_token=key == "access_token")
+    said = quote(response) if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
+    message = f"Airbyte answered {request.method} {without_login(request.url)} with {status}. {advice} {said}"
+    if refused:
+        refuse(ti, message)
+    raise RuntimeError(message)
 
 
 def judge(status: int, text: str, of_token: bool) -> tuple:
-    """Return the error that this status and text are, and what the user should check."""
-    if status in (408, 429) or status >= 500 or "internal error" in text:
-        return RuntimeError, "It is busy or in trouble."
-    if status not in (400, 401, 403, 404, 409, 422) or not text.startswith("{") or (of_token and status == 404):
-        return RuntimeError, CHECK_HOST
-    if of_token:
-        return PermissionError, "Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET."
-    return PermissionError, f"Check connection id, CLOUD_API_TOKEN if set, and {HTTP_CONNECTION}: right host, no login."
+    """Return whether Airbyte refuses with this status and text, and what the user should check."""
+    if status in (408, 429) or status >= 500 or "internal error" in text:  # SecurityAwareCurrentUserService, in Airbyte
+        return False, "It is busy or in trouble."
+    if status not in (400, 401, 402, 403, 404, 409, 422) or not text.startswith("{"):
+        return False, CHECK_HOST
+    if of_token:  # Without /api/public, Airbyte answers 401, too.
+        return True, f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {CHECK_HOST}"
+    check_user = "Check the connection id, and that your Airbyte user has the role Runner."
+    advice = {
+        401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
+        403: check_user,
+        404: f"{check_user} {CHECK_HOST}",
+        409: "Check in Airbyte whether the connection is active, and has this job.",
+    }
+    return True, advice.get(status, "")
+
+
+def quote(response) -> str:
+    """Return what an answer says and points to, without the credentials that it may repeat."""
+    said = f"{response.headers.get('Location', '')} {response.text[:1000]}".strip()
+    return without_login(said.replace(response.request.headers.get("Authorization", "Bearer -").split()[-1], "***"))
+
+
+def without_login(text) -> str:
+    """Return a text without the logins of the URLs in it."""
+    return re.sub(r"//[^/\s]*@", "//", str(text))
 
 
 with DAG(
@@ -187,8 +274,8 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description="Else Variable MY_EXAMPLE_CONNECTION_ID")},
-    user_defined_macros={"get_airbyte_token": get_airbyte_token, "get_connection_id": get_connection_id},
+    params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
+    user_defined_macros={"get_connection_id": get_connection_id},
     # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
 ) as dag:
@@ -196,30 +283,37 @@ with DAG(
         task_id="start_airbyte_sync",
         http_conn_id=HTTP_CONNECTION,
         endpoint="v1/jobs",
-        headers=HEADERS_WITH_TOKEN,
-        data='{"connectionId": "{{ get_connection_id(params, dag, dag_run) }}", "jobType": "sync"}',
+        data='{"connectionId": "{{ get_connection_id(ti, dag, dag_run) }}", "jobType": "sync"}',
         extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},  # A start may take 130 s.
         pre_execute=follow_earlier_try,
         response_filter=read_job_id,
-        retries=7,  # for at least 20 minutes
+        execution_timeout=timedelta(minutes=10),  # ends what no timeout of a request does, and costs a try
+        retries=7,  # for at least 20 minutes, unless refused
     )
 
     wait_for_sync_to_complete = HttpSensor(
         task_id="wait_for_airbyte_sync",
         http_conn_id=HTTP_CONNECTION,
         endpoint=f"v1/jobs/{trigger_sync.output}",
-        headers=HEADERS_WITH_TOKEN,
+        extra_options={"check_response": False, "allow_redirects": False, "timeout": TIMEOUT},
+        pre_execute=prepare_poke,
         response_check=has_succeeded,
-        extra_options={"check_response": False, "allow_redirects": False, "timeout": 60},  # See `read_answer`.
+        execution_timeout=timedelta(minutes=5),
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # In a poke, only an AirflowFailException is final. Any other error is logged.
-        retries=288,  # every 5 minutes for 24 hours, for failures outside a poke: no token, a lost worker
+        silent_fail=True,  # What goes wrong in a poke is logged, and the next one comes. But see `refuse`.
+        retries=288,  # every 5 minutes for 24 hours, for what goes wrong outside a poke: no token, a lost worker
     )
 
     trigger_sync >> wait_for_sync_to_complete
 
 if __name__ == "__main__":
-    trigger_sync.retries = 0  # Say at once what is wrong.
-    raise SystemExit(None if dag.test().state == "success" else "The run failed: the last traceback above says why.")
+    errors = []
+    for task in dag.tasks:
+        task.on_failure_callback = lambda context: errors.append(context.get("exception"))
+        if isinstance(task, SimpleHttpOperator):
+            task.retries = 0  # Say at once what is wrong.
+    if dag.test().state != "success":
+        raise SystemExit(f"The run failed: {errors[0] if errors else 'see the log above'}")
+    print("The sync has succeeded.")
