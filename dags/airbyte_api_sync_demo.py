@@ -311,7 +311,7 @@ with DAG(
 if __name__ == "__main__":
     errors = []
     for task in dag.tasks:
-        task.on_failure_callback = lambda context: errors.append(context.get("exception"))
+        task.on_failure_callback = [lambda context: errors.append(context.get("exception"))]
         if isinstance(task, SimpleHttpOperator):
             task.retries = 0  # Say at once what is wrong.
     if dag.test().state != "success":

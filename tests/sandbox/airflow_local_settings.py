@@ -6,10 +6,20 @@ from datetime import timedelta
 
 
 def task_policy(task) -> None:
-    """Set the attributes that the environment variable TASK_POLICY, a JSON object by task id, gives for this task."""
-    for name, value in json.loads(os.environ.get("TASK_POLICY", "{}")).get(task.task_id, {}).items():
-        if name.endswith("_delay"):
+    """
+    Set attributes of the tasks that start a sync and wait for it, wherever these stand, and of no other task.
+
+    The environment variable TASK_POLICY gives them, as a JSON object: {"start": {name: value}, "wait": {…}}.
+    """
+    if getattr(task, "http_conn_id", None) != "airbyte-api-cloud-connection":
+        return
+    role = "wait" if hasattr(task, "poke_interval") else "start"
+    for name, value in json.loads(os.environ.get("TASK_POLICY", "{}")).get(role, {}).items():
+        if name.endswith(("_delay", "execution_timeout")):
             value = timedelta(seconds=value)
         elif name == "extra_options":
             value = {**task.extra_options, **value}
+        elif name == "params":
+            task.params.update(value)
+            continue
         setattr(task, name, value)

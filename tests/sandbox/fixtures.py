@@ -1,0 +1,242 @@
+"""The tests' own Airflow, and a fixture that runs the DAG in it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from sandbox import throwaway_airflow
+from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, HTTP_CONNECTION, START, WAIT, dag_settings
+
+SUCCESS = {START: "success", WAIT: "success"}
+START_FAILS = {START: "failed", WAIT: "upstream_failed"}
+WAIT_FAILS = {START: "success", WAIT: "failed"}
+FOR_EVER = 99  # as many retries, or faults, as no run can use up
+
+CLOSED = Fault(no_answer="closed")
+JOBS_END = Fault(before=FakeAirbyte.end_jobs)
+RUNNING = {"age": 9, "statuses": ("running", "running", "succeeded")}  # a job that is older than the run
+
+DAG_TEST_COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
+DAG_TEST_FAILS_POKES = AIRFLOW_VERSION == (3, 0)  # every other poke of a rescheduled sensor, whatever it is
+needs_try_count = pytest.mark.skipif(not DAG_TEST_COUNTS_TRIES, reason="dag.test() does not count tries here")
+
+# What the tests change of the two tasks: no delays, no alerts, and the Variable's connection in place of the user's.
+CALLBACKS = ("on_execute_callback", "on_failure_callback", "on_retry_callback", "on_success_callback")
+AS_TESTED = {**dict.fromkeys(CALLBACKS, []), "retry_delay": 0, "max_retry_delay": 1e-6, "params": {"connection_id": ""}}
+BACKEND = "sandbox.flaky_secrets.FlakySecrets"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
+    parser.addoption("--seed", type=int, default=1, help="the seed of the first (default: 1)")
+
+
+def pytest_generate_tests(metafunc):
+    if "seed" in metafunc.fixturenames:
+        first = metafunc.config.option.seed
+        metafunc.parametrize("seed", range(first, first + metafunc.config.option.schedules))
+
+
+def pytest_sessionstart(session):
+    """Replace the environment by that of a throwaway Airflow, before any test module imports Airflow."""
+    home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
+    environ = throwaway_airflow.environment(home)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.environ["PYTHONPATH"] = str(throwaway_airflow.SANDBOX.parent)
+    os.environ["AIRFLOW__SECRETS__BACKEND"] = os.environ["AIRFLOW__WORKERS__SECRETS_BACKEND"] = BACKEND
+
+
+def pytest_sessionfinish(session):
+    shutil.rmtree(os.environ["AIRFLOW_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def airflow_home() -> Path:
+    """The folder of the throwaway Airflow, which has a database now."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    if (3, 0) <= AIRFLOW_VERSION < (3, 2):
+        # There dag.test() prints debug messages, and every traceback with its local variables.
+        import structlog
+
+        structlog.configure(
+            [
+                structlog.processors.format_exc_info,
+                structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+            ],
+            structlog.make_filtering_bound_logger(logging.INFO),
+        )
+    throwaway_airflow.create(home, dict(os.environ), stdout=subprocess.DEVNULL)
+    return home
+
+
+@pytest.fixture(scope="session")
+def dag_file(airflow_home) -> dict:
+    """What the DAG file defines, by name."""
+    return runpy.run_path(str(DAG_FILE))
+
+
+class DagRunResult(NamedTuple):
+    """How a run of the DAG ended: its state, its tasks' states, tries and last try's seconds, their XComs, and all that was logged."""
+
+    state: str
+    tasks: dict[str, str]
+    tries: dict[str, int]
+    seconds: dict[str, float]
+    job_id: int | None
+    job: dict | None
+    log: str
+
+
+@pytest.fixture
+def run_dag(monkeypatch, capfd):
+    """A function that runs the DAG with `dag.test()`, as fast as Airflow can."""
+    importlib.import_module("airflow.configuration")  # It imports the backend.
+    from sandbox import flaky_secrets
+
+    def run_dag(
+        host: str,
+        conf: dict | None = None,
+        variables: dict[str, str | None] | None = None,
+        policy: dict | None = None,
+        failing_reads: dict[str, set[int]] | None = None,
+    ) -> DagRunResult:
+        """
+        :param host: of the HTTP connection
+        :param conf: the parameters that the run is triggered with
+        :param variables: environment variables that differ from `dag_settings`; None unsets one
+        :param policy: the tasks' attributes that differ from the DAG file, by task
+        :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
+        """
+        settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
+        known = {name: value for name, value in settings.items() if failing_reads and value is not None}
+        flaky_secrets.store(known, failing_reads or {})
+        for name, value in settings.items():
+            if value is None or name in known:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        tasks = {START: {**AS_TESTED}, WAIT: {**AS_TESTED, "poke_interval": 0, "timeout": 120}}
+        for task_id, changes in (policy or {}).items():
+            tasks[task_id].update(changes)
+        monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))
+        capfd.readouterr()
+        dag = throwaway_airflow.load_dag()
+        dag_run = throwaway_airflow.run_airbyte_tasks(dag, run_conf=conf)
+        log = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capfd.readouterr()))
+        log = re.sub(r'File "[^"]*/tests/.*\n.*', "", log)  # Tracebacks quote the test, and so what it looks for.
+        found = {ti.task_id: ti for ti in dag_run.get_task_instances()}
+        task_ids = {role: task.task_id for role, task in throwaway_airflow.airbyte_tasks(dag).items()}
+        instances = {role: found[task_id] for role, task_id in task_ids.items()}
+        return DagRunResult(
+            str(dag_run.state),
+            {role: str(ti.state) for role, ti in instances.items()},
+            {role: ti.try_number for role, ti in instances.items()},
+            {role: ti.duration for role, ti in instances.items()},
+            instances[START].xcom_pull(task_ids=task_ids[START]),
+            instances[WAIT].xcom_pull(task_ids=task_ids[WAIT], key="job"),
+            " ".join(log.split()),
+        )
+
+    return run_dag
+
+
+@pytest.fixture
+def scenario(run_dag):
+    """A function that plays a scenario and checks how it ends."""
+
+    def scenario(
+        *,
+        ends: dict[str, str] = SUCCESS,
+        says: str = "",
+        posts: int | None = 1,
+        new_jobs: int = 1,
+        faults: dict[str, list[Fault | None]] | None = None,
+        statuses: tuple[str, ...] = ("running", "succeeded"),
+        existing_jobs: tuple[dict, ...] = (),
+        host: str = "{url}",
+        login: dict[str, str] | None = None,
+        start_retries: int = 3,
+        wait_retries: int = 0,
+        timeout: float = 2,
+        run: dict | None = None,
+        **airbyte_options,
+    ) -> tuple[DagRunResult, FakeAirbyte]:
+        """
+        :param ends: the tasks' states
+        :param says: a part of the message to the user
+        :param posts: how many requests to create a job are sent; None: any number
+        :param new_jobs: how many jobs the scenario adds
+        :param faults, statuses, airbyte_options: of the FakeAirbyte
+        :param existing_jobs: the arguments of FakeAirbyte.add_job
+        :param host, login: of the HTTP connection; {url} is Airbyte's, {root} that without its path
+        :param start_retries: of the operator; where retries never end, none if it fails
+        :param wait_retries: of the sensor; a poke that goes wrong must not cost a retry
+        :param timeout: of the requests of the tasks themselves, in seconds
+        :param run: further arguments of run_dag
+        """
+        if ends == START_FAILS and not DAG_TEST_COUNTS_TRIES:
+            start_retries = 0
+        if DAG_TEST_FAILS_POKES:
+            wait_retries = max(wait_retries, 50)
+        limit = {"extra_options": {"timeout": timeout}}
+        policy = {START: {"retries": start_retries, **limit}, WAIT: {"retries": wait_retries, **limit}}
+        options = dict(run or {})
+        for role, changes in options.pop("policy", {}).items():
+            policy[role].update(changes)
+        with FakeAirbyte(faults, {CONNECTION_ID: statuses}, **airbyte_options) as airbyte:
+            for job in existing_jobs:
+                airbyte.add_job(**job)
+            root = airbyte.url[: len(airbyte.url) - len(airbyte.base_path)]
+            settings = dag_settings(host.format(url=airbyte.url, root=root), **(login or {}))
+            variables = {**settings, **options.pop("variables", {})}
+            result = run_dag(airbyte.url, variables=variables, policy=policy, **options)
+
+        assert result.tasks == ends, result.log[-3000:]
+        assert says in result.log
+        assert len(airbyte.jobs) - len(existing_jobs) == new_jobs
+        assert posts in (None, len(airbyte.requests_of("create_job")))
+        if ends == SUCCESS:
+            assert result.job["status"] == "succeeded"
+            syncs = [job.id for job in airbyte.jobs if job.type not in ("reset", "clear")]
+            assert result.job["jobId"] == result.job_id == syncs[-1]
+        assert_nothing_is_asked_after_the_end(airbyte, result.log)
+        return result, airbyte
+
+    return scenario
+
+
+def assert_nothing_is_asked_after_the_end(airbyte: FakeAirbyte, log: str) -> None:
+    """After the poke that says how the job ended, at most its page is asked for."""
+    asked = [request for request in airbyte.requests if request.operation not in ("create_token", "get_connection")]
+    ends = [number for number, request in enumerate(asked) if request.job_status in ENDED and request.status == 200]
+    if ends and "following job" in log and asked[ends[0] - 1].operation == "list_jobs":
+        ends.pop(0)  # The retry of the start has seen it first.
+    assert ends in ([], [len(asked) - 1])
+
+
+@pytest.fixture
+def fresh_airbyte(airbyte):
+    """An Airbyte that knows of no job, and whose syncs take six seconds."""
+    airbyte.forget()
+    airbyte.job_seconds = 6
+
+
+@pytest.fixture
+def endless(airbyte, fresh_airbyte):
+    """Syncs that run until the test lets them end, with `airbyte.job_seconds = 0`."""
+    airbyte.job_seconds = 3600
+    yield
+    airbyte.job_seconds = 0
