@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from sandbox.fixtures import *  # noqa: E402, F403
+from sandbox.fixtures import *  # noqa: F403

@@ -21,7 +21,16 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Request
+from sandbox.fake_airbyte import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    CONNECTION_ID,
+    FAILING_CONNECTION_ID,
+    OTHER_CONNECTION_ID,
+    THREE_CONNECTIONS,
+    FakeAirbyte,
+    Request,
+)
 
 try:
     from sandbox import throwaway_airflow
@@ -30,8 +39,6 @@ try:
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
-OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
-FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 SYNC_SECONDS = 7
 NEXT = """
 To run it in your own Airflow, copy dags/airbyte_api_sync_demo.py into its dags folder and see "Set it up" in README.md.
@@ -83,9 +90,7 @@ def run_once(home: Path, log: Path, say) -> int:
 @contextmanager
 def ui(home: Path, log: Path, say, port: int = 8080):
     """Run an Airflow with its web UI, set up for the DAG. Yield it as a `Deployment`."""
-    fails = {FAILING_CONNECTION_ID: ("pending", "running", "failed")}
-    statuses = {**dict.fromkeys([CONNECTION_ID, OTHER_CONNECTION_ID], SUCCEEDS), **fails}
-    airbyte = FakeAirbyte(statuses=statuses, job_seconds=30, log=lambda request: say(line(request)))
+    airbyte = FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=30, log=lambda request: say(line(request)))
     with airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Starting an Airflow in {home}, which logs to {log}")

@@ -30,34 +30,58 @@ from urllib.parse import parse_qsl, urlsplit
 
 CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
 WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
+OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
+FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
 CLIENT_SECRET = "fake-client-secret"
 TOKEN_SECONDS = 900
 SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
+THREE_CONNECTIONS = {
+    CONNECTION_ID: SUCCEEDS,
+    OTHER_CONNECTION_ID: SUCCEEDS,
+    FAILING_CONNECTION_ID: ("pending", "running", "failed"),
+}
 ENDED = ("succeeded", "failed", "cancelled")
 
-# What Airbyte says with a refusal, if not the status in words.
-MESSAGES = {
-    403: "Caller does not have the required permissions to access the resource(s).",
-    409: "Could not fulfill request",
+PROBLEMS = {  # by status: what Airbyte calls it, and says
+    400: ("bad-request", "The request could not be understood by the server due to malformed syntax."),
+    403: ("forbidden", "Caller does not have the required permissions to access the resource(s)."),
+    404: ("resource-not-found", "The requested resource could not be found."),
+    409: ("state-conflict", "Could not fulfill request"),
+    422: ("unprocessable-entity", "The body of the request was not understood"),
 }
 
 
-def body_of(status: int, message: str = "") -> str:
+def body_of(status: int, message: str = "", title: str = "") -> str:
     """Return what Airbyte, or the gateway in front of it, says with a status."""
     words = HTTPStatus(status).phrase
     if status in (302, 405, 408, 429, 502, 503, 504):  # of a gateway in front of Airbyte
         return f"<html><body><h1>{status} {words}</h1></body></html>"
     if status == 500:  # an error that nobody caught in Airbyte
         return json.dumps({"errorId": str(uuid.uuid4())})
-    return json.dumps({"status": status, "title": words, "data": {"message": message or MESSAGES.get(status, words)}})
+    if status not in PROBLEMS:  # Micronaut's
+        embedded = {"errors": [{"message": message or words}]}
+        links = {"self": {"href": "/v1", "templated": False}}
+        return json.dumps({"message": words, "_links": links, "_embedded": embedded})
+    known_title, detail = PROBLEMS[status]
+    title = title or known_title
+    anchor = {"state-conflict": "409-state-conflict"}.get(title, title)
+    return json.dumps(
+        {
+            "status": status,
+            "type": f"https://reference.airbyte.com/reference/errors#{anchor}",
+            "title": title,
+            "detail": detail,
+            "data": {"resourceId": message} if status == 404 else {"message": message or detail},
+        }
+    )
 
 
 class Refused(Exception):
     """Airbyte refuses a request: the status and the body of its answer."""
 
-    def __init__(self, status: int, message: str = "", body: str = "") -> None:
-        super().__init__(status, body or body_of(status, message))
+    def __init__(self, status: int, message: str = "", body: str = "", title: str = "") -> None:
+        super().__init__(status, body or body_of(status, message, title))
 
 
 @dataclass(frozen=True)
@@ -65,8 +89,10 @@ class Fault:
     """What goes wrong with a request."""
 
     status: int = 0  # to answer with
-    body: str | None = None  # to answer with; without it, what Airbyte sends with this status
+    body: str | None = None  # to answer with, without it what Airbyte sends with this status; may quote {authorization}
     no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
+    headers: tuple[tuple[str, str], ...] = ()  # of the answer, further ones
+    drips: bool = False  # The answer's body comes a byte a second.
     seconds: float = 0  # how long the request waits until all this happens
     carried_out: bool = False  # Airbyte does what was asked, although its answer does not arrive.
     before: Callable[[FakeAirbyte], None] | None = None  # happens just before the request is carried out
@@ -151,6 +177,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.listed_types = listed_types
         self.log = log
         self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
+        self.clock_offset = 0.0  # seconds by which Airbyte's own clock is early
         self.jobs: list[Job] = []
         self.job_ids = itertools.count(1001)
         self.tokens: dict[str, float] = {}  # and when they expire
@@ -225,11 +252,11 @@ class FakeAirbyte(ThreadingHTTPServer):
             "jobId": job.id,
             "status": status,
             "jobType": job.type,
-            "startTime": iso_time(job.created),
+            "startTime": iso_time(job.created + self.clock_offset),
             "connectionId": job.connection_id,
         }
         if job.ended:
-            response["lastUpdatedAt"] = iso_time(job.ended)
+            response["lastUpdatedAt"] = iso_time(job.ended + self.clock_offset)
         if status != "pending":
             response["duration"] = iso_duration(int((job.ended or time.time()) - job.created))
         if with_stats:
@@ -245,7 +272,9 @@ class FakeAirbyte(ThreadingHTTPServer):
         client = dict(parse_qsl(request.body)) if is_form else json.loads(request.body)
         if (client.get("client_id"), client.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
             if self.self_managed:
-                raise Refused(400, "Invalid client id or token")
+                raise Refused(
+                    400, body=body_of(401, "Invalid client id or token").replace("Unauthorized", "Bad Request")
+                )
             raise Refused(401, body=body_of(500))
         token = f"fake.{uuid.uuid4()}"
         self.tokens[token] = time.time() + TOKEN_SECONDS
@@ -265,7 +294,8 @@ class FakeAirbyte(ThreadingHTTPServer):
                 self.step(job)
             if not begun:
                 return response
-            raise Refused(409, f"A sync is already running for: {connection_id}")
+            message = f"A sync is already running for: {connection_id}"
+            raise Refused(409, message, title="try-again-later")
         return self.job_response(self.add_job(connection_id, self.before_syncs.pop(0) if self.before_syncs else "sync"))
 
     def get_job(self, request: Request) -> dict:
@@ -301,7 +331,13 @@ class FakeAirbyte(ThreadingHTTPServer):
         ]
         wanted.sort(key=lambda job: job.created, reverse=query.get("orderBy") == "createdAt|DESC")
         first, limit = int(query.get("offset", 0)), int(query.get("limit", 20))
-        return {"data": [self.job_response(job, with_stats=True) for job in wanted[first : first + limit]]}
+        page = [self.job_response(job, with_stats=True) for job in wanted[first : first + limit]]
+        link = f"{self.url}/v1/jobs?limit={limit}&offset="
+        return {
+            "previous": f"{link}{max(0, first - limit)}" if first else "",
+            "next": f"{link}{first + limit}" if page else "",
+            "data": page,
+        }
 
     def get_connection(self, request: Request) -> dict:
         """GET /v1/connections/{connectionId}"""
@@ -323,9 +359,13 @@ class FakeAirbyte(ThreadingHTTPServer):
 
     def authorize(self, request: Request) -> None:
         """Refuse a request without a token that is still alive."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme != "Bearer" or self.tokens.get(token, 0) < time.time():
+        if not self.knows_token(request):
             raise Refused(401)
+
+    def knows_token(self, request: Request) -> bool:
+        """Return whether the request has a token that is still alive."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        return scheme == "Bearer" and self.tokens.get(token, 0) >= time.time()
 
     def existing_connection(self, connection_id: str) -> str:
         """Return the connection id, or refuse it if no connection has it."""
@@ -390,20 +430,23 @@ class Handler(BaseHTTPRequestHandler):
             if replaces_the_answer:
                 request.status = fault.status or 200
                 request.answer = body_of(request.status) if fault.body is None else fault.body
+                request.answer = request.answer.replace("{authorization}", request.headers.get("authorization", ""))
         if fault.no_answer:
             request.answer = f"({fault.no_answer})"
         airbyte.log(request)
         if fault.no_answer == "silent":
             airbyte.closing.wait()
         elif not fault.no_answer:
-            self.send(request.status, request.answer)
+            self.send(request.status, request.answer, fault)
 
     do_GET = do_POST = do_DELETE = handle_request
 
     def carry_out(self, request: Request) -> tuple[int, str]:
         """Return the status and the body of Airbyte's answer."""
         if not request.operation:
-            return 404, body_of(404)
+            if self.server.self_managed and not self.server.knows_token(request):  # as micronaut-security does
+                return 401, body_of(401)
+            return 404, json.dumps({"message": "The current request is not defined by this API.", "code": 404})
         try:
             return 200, json.dumps(getattr(self.server, request.operation)(request))
         except Refused as refused:
@@ -411,17 +454,24 @@ class Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError) as error:
             return 400, body_of(400, repr(error))
 
-    def send(self, status: int, text: str) -> None:
+    def send(self, status: int, text: str, fault: Fault) -> None:
         """Send the answer."""
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/html" if text.startswith("<") else "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if status == 302:
-            self.send_header("Location", f"{self.server.url}/v1/jobs")
+        for header in fault.headers or ((("Location", "https://sso.example.com/login"),) if status == 302 else ()):
+            self.send_header(*header)
         self.end_headers()
         with suppress(OSError):  # A client that was killed meanwhile
-            self.wfile.write(body)
+            for byte in body if fault.drips else ():
+                self.wfile.write(bytes([byte]))
+                self.server.closing.wait(1)
+            self.wfile.write(b"" if fault.drips else body)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Return the time for the header Date."""
+        return super().date_time_string(time.time() + self.server.clock_offset)
 
     def log_message(self, *args) -> None:
         """Leave the log to the server's `log`."""
@@ -446,9 +496,11 @@ def main() -> None:
     def log(request: Request) -> None:
         print(f"{request.method} {request.path} -> {request.status} {request.answer}", flush=True)
 
-    with FakeAirbyte(job_seconds=20, port=int(sys.argv[1]) if len(sys.argv) > 1 else 8001, log=log) as airbyte:
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
+    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nconnection id  {CONNECTION_ID}")
+        print(f"another        {OTHER_CONNECTION_ID}\none that fails {FAILING_CONNECTION_ID}")
         print(f"client id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}\n", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from sandbox import throwaway_airflow
 from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
-from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, HTTP_CONNECTION, START, WAIT, dag_settings
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
 SUCCESS = {START: "success", WAIT: "success"}
 START_FAILS = {START: "failed", WAIT: "upstream_failed"}
@@ -34,7 +34,12 @@ needs_try_count = pytest.mark.skipif(not DAG_TEST_COUNTS_TRIES, reason="dag.test
 
 # What the tests change of the two tasks: no delays, no alerts, and the Variable's connection in place of the user's.
 CALLBACKS = ("on_execute_callback", "on_failure_callback", "on_retry_callback", "on_success_callback")
-AS_TESTED = {**dict.fromkeys(CALLBACKS, []), "retry_delay": 0, "max_retry_delay": 1e-6, "params": {"connection_id": ""}}
+AS_TESTED = {
+    **{name: [] for name in CALLBACKS},
+    "retry_delay": 0,
+    "max_retry_delay": 1e-6,
+    "params": {"connection_id": ""},
+}
 BACKEND = "sandbox.flaky_secrets.FlakySecrets"
 
 
