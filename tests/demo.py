@@ -94,8 +94,11 @@ def ui(home: Path, log: Path, say, port: int = 8080):
     with airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Starting an Airflow in {home}, which logs to {log}")
-        policy = json.dumps({throwaway_airflow.WAIT: {"poke_interval": 15, "retry_delay": 5}})
-        with Deployment(home / "airflow", {"TASK_POLICY": policy}, out, port) as deployment:
+        environ = {
+            "TASK_POLICY": json.dumps({throwaway_airflow.WAIT: {"poke_interval": 15, "retry_delay": 5}}),
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",  # A new file appears at once, not after five minutes.
+        }
+        with Deployment(home / "airflow", environ, out, port) as deployment:
             deployment.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
             variables = {
                 "MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
@@ -104,14 +107,21 @@ def ui(home: Path, log: Path, say, port: int = 8080):
             }
             for key, value in variables.items():
                 deployment.api("/variables", {"key": key, "value": value})
+            for name, process in deployment.processes.items():
+                if process.poll() is not None:
+                    raise subprocess.CalledProcessError(process.returncode, name)
             say(f"""Airflow is ready. You need no login. Open
 
     {deployment.url}/dags/{throwaway_airflow.DAG_ID}
 
 and press Trigger. Leave connection_id empty, or enter one of these:
 
+    {CONNECTION_ID}  the Variable's, as if empty
     {OTHER_CONNECTION_ID}  another connection
     {FAILING_CONNECTION_ID}  one whose syncs fail
+
+To try "Several connections in one DAG" of README.md with these three, put your file into
+{deployment.airflow_home / "dags"}
 
 Press Ctrl-C to stop.
 """)
@@ -150,6 +160,7 @@ def stop(number: int, frame) -> None:
     """Exit on Ctrl-C or SIGTERM. A second one must not interrupt the clean-up."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
+    print("\nStopping…", file=sys.stderr, flush=True)  # It takes seconds. stdout may be in the middle of a line.
     sys.exit(128 + number)
 
 
