@@ -1,0 +1,111 @@
+"""The recipes of README.md, applied to the DAG file as a reader applies them, and run with `dag.test()`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from sandbox.fake_airbyte import CONNECTION_ID, FAILING_CONNECTION_ID, OTHER_CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
+from sandbox.fixtures import RUNNING, needs_try_count
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+IDS = (CONNECTION_ID, OTHER_CONNECTION_ID, FAILING_CONNECTION_ID)
+TASKS = [
+    f"{group}.{task}"
+    for group in ("orders", "customers", "stock")
+    for task in ("start_airbyte_sync", "wait_for_airbyte_sync")
+]
+SUCCESS = dict.fromkeys([*TASKS, "transform"], "success")
+ALL_SUCCEED = dict.fromkeys(IDS, SUCCEEDS)
+LOST = Fault(no_answer="closed", carried_out=True)
+HEAD, DAG_BLOCK, END = re.split(
+    r"^(with DAG\(.*?>> wait_for_sync_to_complete\n)", DAG_FILE.read_text(), flags=re.M | re.S
+)
+
+
+def recipe(words: str) -> str:
+    """Return the README's Python block that has these words."""
+    blocks = re.findall(r"^ *```python\n(.*?)^ *```", README, re.M | re.S)
+    return textwrap.dedent(next(block for block in blocks if words in block))
+
+
+def several_connections(*connection_ids: str) -> str:
+    """Return the DAG file with the recipe in place of its DAG, and these ids."""
+
+    def fill_in(match) -> str:
+        own = re.search(rf"^( *)\S.*{match[1]}\(\n(.*?)^\1\)|{match[1]}\(\n(.*?)^\)", DAG_BLOCK, re.M | re.S)
+        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|params)=.*\n", "", own[2] or own[3], flags=re.M)
+
+    text = re.sub(r"(\w+)\(\.\.\.(?:, )?", fill_in, recipe("TaskGroup"))
+    if AIRFLOW_VERSION < (3, 0):
+        text = re.sub(r".*# Airflow 2: ", "", text)
+    for example, connection_id in zip(("<connection id>", "<another>", "<a third>"), connection_ids):
+        text = text.replace(example, connection_id)
+    return HEAD + text + END
+
+
+@pytest.fixture
+def run(tmp_path, airflow_home):
+    """A function that runs a DAG file against an Airbyte. It returns the tasks' states and all that was logged."""
+
+    def run(file: str, airbyte: FakeAirbyte, dag_id: str = "sync_shop") -> tuple:
+        (tmp_path / DAG_FILE.name).write_text(file)
+        fast = {"retry_delay": 0, "max_retry_delay": 1e-6}
+        policy = json.dumps({START: fast, WAIT: {**fast, "poke_interval": 0}})
+        environ = {"AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path), "TASK_POLICY": policy, **dag_settings(airbyte.url)}
+        code = f"""import json; from sandbox import throwaway_airflow as sandbox; sandbox.DAG_ID = "{dag_id}"
+instances = sandbox.load_dag().test().get_task_instances()
+print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, env={**os.environ, **environ}, text=True, capture_output=True)
+        log = ended.stdout + ended.stderr
+        return ({} if ended.returncode else json.loads(ended.stdout.splitlines()[-1])), log
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "fault, existing_jobs, says",
+    [
+        pytest.param(None, [], "dbt run", id="three at once"),
+        pytest.param(LOST, [], "following job", id="an answer is lost", marks=needs_try_count),
+        pytest.param(None, [RUNNING], "is already running", id="one runs already"),
+    ],
+)
+def test_several_connections_are_synced_side_by_side_and_then_the_task_after_runs(run, fault, existing_jobs, says):
+    with FakeAirbyte({"create_job": [None, fault]}, ALL_SUCCEED) as airbyte:
+        for job in existing_jobs:
+            airbyte.add_job(**job)
+        states, log = run(several_connections(*IDS), airbyte)
+    assert states == SUCCESS, log
+    assert says in log
+    assert sorted(job.connection_id for job in airbyte.jobs) == sorted(IDS), "one sync each"
+    operations = [each.operation for each in airbyte.requests if each.operation in ("create_job", "get_job")]
+    assert operations[:3] == ["create_job"] * 3
+
+
+def test_if_one_of_several_syncs_fails_the_others_go_on_and_the_task_after_does_not_run(run):
+    with FakeAirbyte(statuses={**ALL_SUCCEED, IDS[1]: ("running", "failed")}) as airbyte:
+        states, log = run(several_connections(*IDS), airbyte)
+    assert states == {**SUCCESS, TASKS[3]: "failed", "transform": "upstream_failed"}, log
+
+
+def test_the_same_connection_twice_is_an_import_error(run):
+    with FakeAirbyte(statuses=ALL_SUCCEED) as airbyte:
+        states, log = run(several_connections(*IDS[:2], IDS[0]), airbyte)
+    assert (states, airbyte.requests) == ({}, [])
+    assert "The same connection id is there twice" in log
+
+
+@needs_try_count
+def test_an_alert_comes_at_each_refusal(run):
+    file = f"{HEAD}{recipe('def alert')}{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
+    with FakeAirbyte({"create_job": [Fault(403)] * 9}) as airbyte:
+        states, log = run(file, airbyte, "airbyte_api_sync_demo")
+    assert states == {"start_airbyte_sync": "failed", "wait_for_airbyte_sync": "upstream_failed"}, log
+    assert log.count("start_airbyte_sync Airbyte answered POST") == 6, log
