@@ -1,18 +1,17 @@
 """
-What can go wrong, and how the run copes with it.
+What can go wrong, and how the run copes with it: every fault on every request.
 
-Nothing is final but the job's own end, and what the user has typed and no retry can change. Anything else costs a
-try, whose log says what to check. A second sync is never started while the first one may be running.
+A second sync is never started while the first one may be running. What a person must put right costs a try, and is
+final at the sixth. Any other trouble costs a poke nothing. Every log says what to check.
 """
 
 from __future__ import annotations
 
-import time
+import json
 from dataclasses import replace
 from random import Random
 
 import pytest
-from conftest import DagRunResult
 from sandbox.fake_airbyte import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -24,37 +23,28 @@ from sandbox.fake_airbyte import (
     FakeAirbyte,
     Fault,
 )
-from sandbox.throwaway_airflow import (
-    AIRFLOW_VERSION,
-    HTTP_CONNECTION,
-    HTTP_CONNECTION_VARIABLE,
-    START,
-    WAIT,
-    dag_settings,
+from sandbox.fixtures import (
+    CLOSED,
+    DAG_TEST_COUNTS_TRIES,
+    FOR_EVER,
+    JOBS_END,
+    RUNNING,
+    START_FAILS,
+    SUCCESS,
+    WAIT_FAILS,
+    needs_try_count,
 )
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, HTTP_CONNECTION, HTTP_CONNECTION_VARIABLE, START, WAIT
 
-SUCCESS = {START: "success", WAIT: "success"}
-START_FAILS = {START: "failed", WAIT: "upstream_failed"}
-WAIT_FAILS = {START: "success", WAIT: "failed"}
-
-SYNCS = ("sync", "refresh")
+NO_SYNCS = ("reset", "clear")
 NOT_A_JOB = {"html": "<!doctype html><html><body>Sign in</body></html>", "list": "[]", "empty": "", "keyless": "{}"}
-CLOSED = Fault(no_answer="closed")
 SILENCE = Fault(no_answer="silent")
 BUSY = [Fault(status) for status in (408, 429, 500, 502, 503, 504)]
-REFUSALS = [Fault(status) for status in (400, 401, 403, 404, 422)]
+REFUSALS = [Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422)]
 SOMEBODY_ELSE = [Fault(302), Fault(405), NOBODY_THERE, *(Fault(body=body) for body in NOT_A_JOB.values())]
 OF_EACH_KIND = [Fault(403), Fault(503), *SOMEBODY_ELSE, CLOSED]
 ANY_FAULT = [*BUSY, *REFUSALS, *SOMEBODY_ELSE, DATABASE_DOWN, CLOSED, SILENCE]
-JOBS_END = Fault(before=FakeAirbyte.end_jobs)
 TOKENS_EXPIRE = Fault(before=FakeAirbyte.expire_tokens)
-FOR_EVER = 99
-IMPATIENT = {"extra_options": {"timeout": 2}}  # for a request that is not answered
-
-RUNNING = {"age": 9, "statuses": ("running", "running", "succeeded")}  # older than the run
-DAG_TEST_COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
-DAG_TEST_FAILS_POKES = AIRFLOW_VERSION == (3, 0)  # every other poke of a rescheduled sensor, whatever it is
-needs_try_count = pytest.mark.skipif(not DAG_TEST_COUNTS_TRIES, reason="dag.test() does not count tries here")
 
 
 def lost(fault: Fault) -> Fault:
@@ -67,79 +57,9 @@ def then(operation: str, *faults: Fault, **fault) -> Fault:
     return Fault(after=lambda airbyte: airbyte.faults.update({operation: list(faults)}), **fault)
 
 
-@pytest.fixture
-def scenario(run_dag):
-    """A function that plays a scenario and checks how it ends."""
-
-    def scenario(
-        *,
-        ends: dict[str, str] = SUCCESS,
-        log_contains: str = "",
-        post_count: int | None = 1,
-        new_jobs: int = 1,
-        faults: dict[str, list[Fault | None]] | None = None,
-        statuses: tuple[str, ...] = ("running", "succeeded"),
-        existing_jobs: tuple[dict, ...] = (),
-        before_syncs: tuple[str, ...] = (),
-        listed_types: tuple[str, ...] = ("sync", "reset", "refresh", "clear"),
-        base_path: str = "",
-        host: str = "{url}",
-        login: dict[str, str] | None = None,
-        conf: dict | None = None,
-        variables: dict[str, str | None] | None = None,
-        failing_reads: dict[str, set[int]] | None = None,
-        start_retries: int = 3,
-        wait_retries: int = 0,
-    ) -> tuple[DagRunResult, FakeAirbyte]:
-        """
-        :param ends: the tasks' states
-        :param log_contains: a part of the message to the user
-        :param post_count: how many requests to create a job are sent; None: any number
-        :param new_jobs: how many jobs the scenario adds
-        :param faults, statuses, before_syncs, listed_types, base_path: of the FakeAirbyte
-        :param existing_jobs: the arguments of FakeAirbyte.add_job
-        :param host, login: of the HTTP connection; {url} is Airbyte's, {root} that without its path
-        :param conf, variables, failing_reads: of the run
-        :param start_retries: of the operator, if it does not fail; if it does, one, or none where retries never end
-        :param wait_retries: of the sensor; a poke that goes wrong must not cost a retry
-        """
-        if ends == START_FAILS:
-            start_retries = int(DAG_TEST_COUNTS_TRIES)
-        wait_retries = FOR_EVER if DAG_TEST_FAILS_POKES else wait_retries
-        policy = {START: {"retries": start_retries, **IMPATIENT}, WAIT: {"retries": wait_retries, **IMPATIENT}}
-        with FakeAirbyte(faults, {CONNECTION_ID: statuses}, None, base_path, before_syncs, listed_types) as airbyte:
-            for job in existing_jobs:
-                airbyte.add_job(**job)
-            root = airbyte.url[: -len(base_path)] if base_path else airbyte.url
-            settings = dag_settings(host.format(url=airbyte.url, root=root), **(login or {}))
-            result = run_dag(airbyte.url, conf, {**settings, **(variables or {})}, policy, failing_reads)
-
-        assert result.tasks == ends, result.log[-3000:]
-        assert log_contains in result.log
-        created = airbyte.jobs[len(existing_jobs) :]
-        assert len(created) == new_jobs
-        assert post_count in (None, len(airbyte.requests_of("create_job")))
-        if ends == SUCCESS:
-            assert result.job["status"] == "succeeded"
-            assert result.job["jobId"] == result.job_id == [job.id for job in airbyte.jobs if job.type in SYNCS][-1]
-        assert_nothing_is_asked_after_the_end(airbyte, result.log)
-        return result, airbyte
-
-    return scenario
-
-
-def assert_nothing_is_asked_after_the_end(airbyte: FakeAirbyte, log: str) -> None:
-    """After the poke that says how the job ended, at most its page is asked for."""
-    asked = [request for request in airbyte.requests if request.operation not in ("create_token", "get_connection")]
-    ends = [number for number, request in enumerate(asked) if request.job_status in ENDED and request.status == 200]
-    if ends and "following job" in log and asked[ends[0] - 1].operation == "list_jobs":
-        ends.pop(0)  # The retry of the start has seen it first.
-    assert ends in ([], [len(asked) - 1])
-
-
 # Any fault, on any request, costs a try at most.
 
-JOINS = {"existing_jobs": (RUNNING,), "log_contains": "is already running", "new_jobs": 0}
+JOINS = {"existing_jobs": (RUNNING,), "says": "is already running", "new_jobs": 0}
 
 
 @pytest.mark.parametrize("fault", [*ANY_FAULT, Fault(409)], ids=str)
@@ -147,27 +67,28 @@ JOINS = {"existing_jobs": (RUNNING,), "log_contains": "is already running", "new
     "meets, arguments",
     [
         pytest.param(lambda fault: {"create_token": [fault]}, {}, marks=pytest.mark.airflow_3_0),
-        (lambda fault: {"create_job": [fault]}, {"post_count": 2}),
-        pytest.param(lambda fault: {"list_jobs": [fault]}, {"post_count": 2, **JOINS}, marks=pytest.mark.airflow_3_0),
+        (lambda fault: {"create_job": [fault]}, {"posts": 2}),
+        pytest.param(lambda fault: {"list_jobs": [fault]}, {"posts": 2, **JOINS}, marks=pytest.mark.airflow_3_0),
         (lambda fault: {"create_job": [then("create_token", fault)]}, {"wait_retries": FOR_EVER}),
         (lambda fault: {"get_job": [None, fault]}, {}),
     ],
     ids=["token", "start", "look-up", "token of a poke", "poke"],
 )
 def test_any_fault_on_any_request_costs_a_try_at_most(scenario, meets, arguments, fault):
-    scenario(faults=meets(fault), **arguments)
+    costs_a_try = fault in [*REFUSALS, Fault(409)] and "wait_retries" not in arguments
+    scenario(faults=meets(fault), **{"wait_retries": int(costs_a_try), **arguments})
 
 
 @pytest.mark.parametrize("fault", [*OF_EACH_KIND, Fault(body='{"data": [{}]}'), Fault(body='{"data": 1}')], ids=str)
 def test_pokes_at_the_shortest_interval_if_the_earlier_syncs_are_not_known(scenario, fault):
-    result, _ = scenario(faults={"list_jobs": [fault]}, log_contains="Earlier syncs are not known")
+    result, _ = scenario(faults={"list_jobs": [fault]}, says="Earlier syncs are not known")
     assert "poke failed" not in result.log, "a line, and no traceback"
 
 
 @pytest.mark.parametrize("start_time", ["", '"startTime": "soon", ', '"startTime": null, ', '"startTime": 5, '])
 def test_accepts_a_job_without_a_start_time(scenario, start_time):
     job = Fault(body=f'{{{start_time}"jobId": 1001, "status": "running", "jobType": "sync"}}')
-    scenario(faults={"get_job": [job, job]}, log_contains="Earlier syncs are not known")
+    scenario(faults={"get_job": [job, job]}, says="Earlier syncs are not known")
 
 
 # What a message says, and where it points.
@@ -178,70 +99,58 @@ def test_accepts_a_job_without_a_start_time(scenario, start_time):
 )
 @pytest.mark.parametrize("body", [*NOT_A_JOB.values(), '{"token": "under-another-name"}'])
 def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operation, key, body):
-    result, _ = scenario(faults={operation: [Fault(body=body)]}, log_contains=f"It has no {key}.", post_count=None)
+    result, _ = scenario(faults={operation: [Fault(body=body)]}, says=f"It has no {key}.", posts=None)
     assert f"Check {HTTP_CONNECTION}: https://api.airbyte.com" in result.log
     assert "under-another-name" not in result.log
-
-
-@pytest.mark.parametrize(
-    "fault, says",
-    [
-        (Fault(403), "POST /v1/jobs with 403. Check connection id, CLOUD_API_TOKEN if set, and airbyte"),
-        (Fault(403), 'right host, no login. {"status": 403, '),
-        (Fault(503), "POST /v1/jobs with 503. It is busy or in trouble. <html>"),
-        (Fault(409), "409, but no job runs. Is the connection active in Airbyte?"),
-    ],
-)
-def test_a_start_that_is_refused_for_long_fails_with_the_message(scenario, fault, says):
-    scenario(
-        faults={"create_job": [fault] * FOR_EVER}, ends=START_FAILS, log_contains=says, post_count=None, new_jobs=0
-    )
 
 
 # Pokes that are refused.
 
 
+@needs_try_count
 @pytest.mark.parametrize("fault", [*REFUSALS, Fault(409)], ids=str)
-def test_fails_if_airbyte_refuses_a_poke_and_ten_more(scenario, fault):
+def test_fails_at_the_sixth_refused_poke(scenario, fault):
     _, airbyte = scenario(
         faults={"get_job": [None, *[fault] * FOR_EVER]},
         statuses=("running",) * FOR_EVER,
         ends=WAIT_FAILS,
-        log_contains=f"AirflowFailException: Airbyte answered GET /v1/jobs/1001 with {fault.status}. Check connection",
-        wait_retries=2,
+        says="/v1/jobs/1001 with",
+        wait_retries=FOR_EVER,
     )
-    assert len(airbyte.requests_of("get_job")) == 12
+    assert len(airbyte.requests_of("get_job")) == 7
 
 
 @pytest.mark.airflow_3_0
 @pytest.mark.parametrize(
     "faults",
     [
-        [Fault(403)] * 10,
-        [*[Fault(401)] * 10, Fault(503), *[Fault(403)] * 10],
-        [Fault(403), CLOSED, *[Fault(404)] * 5, Fault(302), Fault(403), None, *[Fault(403)] * 10],
+        pytest.param([Fault(403)] * 5, id="five times"),
+        pytest.param([Fault(403), None, Fault(403), None, *[Fault(401)] * 3], id="five times in all"),
+        pytest.param([*[Fault(403)] * 5, *[Fault(503)] * 5, CLOSED], id="five times, then trouble"),
     ],
 )
 def test_goes_on_if_airbyte_stops_refusing(scenario, faults):
-    scenario(faults={"get_job": faults}, statuses=("running", "running", "succeeded"))
+    scenario(faults={"get_job": faults}, statuses=("running",) * 4 + ("succeeded",), wait_retries=FOR_EVER)
+
+
+@needs_try_count
+def test_a_refusal_after_five_failed_tries_of_any_kind_is_final(scenario):
+    faults = {"create_token": [None, *[Fault(503)] * 5, None], "get_job": [Fault(403)]}
+    scenario(faults=faults, ends=WAIT_FAILS, wait_retries=FOR_EVER)
 
 
 @pytest.mark.parametrize("fault", [DATABASE_DOWN, NOBODY_THERE, *SOMEBODY_ELSE], ids=str)
 def test_no_number_of_other_answers_ends_the_wait(scenario, fault):
-    _, airbyte = scenario(faults={"get_job": [fault] * 13})
-    assert len(airbyte.requests_of("get_job")) == 15
+    _, airbyte = scenario(faults={"get_job": [fault] * 8})
+    assert len(airbyte.requests_of("get_job")) == 10
 
 
-def test_asks_again_with_a_new_token(scenario):
-    _, airbyte = scenario(faults={"get_job": [Fault(before=FakeAirbyte.expire_tokens)]})
-    assert [request.status for request in airbyte.requests_of("get_job")] == [401, 200, 200]
-
-
-def test_waits_between_two_refused_pokes(run_dag):
-    with FakeAirbyte(faults={"get_job": [Fault(403)] * 2}) as airbyte:
-        assert run_dag(airbyte.url, policy={WAIT: {"retry_delay": 0.5}}).state == "success"
-    first, second, third = (request.time for request in airbyte.requests_of("get_job")[:3])
-    assert min(second - first, third - second) >= 0.5
+def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
+    dripping = {"get_job": [Fault(body=json.dumps({"drip": "x" * 100}), drips=True)]}
+    limit = {WAIT: {"execution_timeout": 4, "retries": FOR_EVER}}
+    _, airbyte = scenario(faults=dripping, run={"policy": limit}, timeout=3)
+    pokes = airbyte.requests_of("get_job")
+    assert pokes[1].time - pokes[0].time < 15
 
 
 # A 409, and what the look-up finds then.
@@ -259,17 +168,17 @@ def test_waits_between_two_refused_pokes(run_dag):
 )
 def test_joins_what_is_running(scenario, existing_jobs, ends):
     says = f"{1000 + len(existing_jobs)} is already running"
-    scenario(existing_jobs=existing_jobs, ends=ends, log_contains=says, new_jobs=0, start_retries=0)
+    scenario(existing_jobs=existing_jobs, ends=ends, says=says, new_jobs=0, start_retries=0)
 
 
 @pytest.mark.parametrize(
     "existing_jobs, faults, counts",
     [
         (({"statuses": ("pending", "succeeded")},), {}, {"new_jobs": 0}),  # Airbyte has not begun it.
-        ((), {"create_job": [lost(Fault(409))]}, {}),
-        ((), {"create_job": [Fault(409)]}, {"post_count": 2}),
-        ((RUNNING,), {"list_jobs": [JOBS_END]}, {"post_count": 2}),
-        ((RUNNING,), {"create_job": [Fault(after=FakeAirbyte.expire_tokens)]}, {"post_count": 2, "new_jobs": 0}),
+        ((), {"create_job": [lost(Fault(409))]}, {"posts": None}),
+        ((), {"create_job": [Fault(409)]}, {"posts": 2}),
+        ((RUNNING,), {"list_jobs": [JOBS_END]}, {"posts": 2}),
+        ((RUNNING,), {"create_job": [Fault(after=FakeAirbyte.expire_tokens)]}, {"posts": 2, "new_jobs": 0}),
     ],
 )
 def test_a_409_leads_to_one_sync(scenario, existing_jobs, faults, counts):
@@ -278,7 +187,7 @@ def test_a_409_leads_to_one_sync(scenario, existing_jobs, faults, counts):
 
 def test_a_server_before_february_2026_does_not_list_the_refresh_that_runs(scenario):
     refresh, ends = ({**RUNNING, "type": "refresh"},), {"create_job": [None, JOBS_END]}
-    scenario(existing_jobs=refresh, listed_types=("sync", "reset"), faults=ends, post_count=2)
+    scenario(existing_jobs=refresh, listed_types=("sync", "reset"), faults=ends, posts=2)
 
 
 # Jobs of other types.
@@ -288,16 +197,16 @@ def test_a_server_before_february_2026_does_not_list_the_refresh_that_runs(scena
 @pytest.mark.parametrize("job_type", ["reset", "clear"])
 def test_waits_until_a_reset_has_ended(scenario, job_type):
     says = f"Airbyte job 1001 is a {job_type}, not a sync"
-    scenario(existing_jobs=({**RUNNING, "type": job_type},), post_count=3, log_contains=says)
-    scenario(before_syncs=(job_type,), post_count=None, new_jobs=2, log_contains=says)
+    scenario(existing_jobs=({**RUNNING, "type": job_type},), posts=3, says=says)
+    scenario(before_syncs=(job_type,), posts=None, new_jobs=2, says=says)
 
 
 def test_never_reports_a_reset_as_a_sync(scenario):
     scenario(
         existing_jobs=({"age": 60, "duration": 1}, {"type": "reset", "statuses": ("running",)}),
         ends=START_FAILS,
-        log_contains="Airbyte job 1002 is a reset, not a sync",
-        post_count=None,
+        says="Airbyte job 1002 is a reset, not a sync",
+        posts=None,
         new_jobs=0,
     )
 
@@ -319,7 +228,7 @@ def sync_ends_and_a_reset_follows(airbyte: FakeAirbyte) -> None:
 
 @pytest.mark.parametrize("fault", [*OF_EACH_KIND, SILENCE, DATABASE_DOWN], ids=str)
 def test_one_sync_although_its_answer_is_lost(scenario, fault):
-    scenario(faults={"create_job": [lost(fault)]}, post_count=None)
+    scenario(faults={"create_job": [lost(fault)]}, posts=None)
 
 
 @pytest.mark.airflow_3_0
@@ -339,38 +248,37 @@ def test_one_sync_although_its_answer_is_lost(scenario, fault):
 )
 def test_a_retry_follows_the_job_of_the_try_before(scenario, fault, look_up, arguments):
     faults = {"create_job": [lost(fault)], "list_jobs": look_up}
-    scenario(faults=faults, log_contains="following job 1001", **arguments)
+    scenario(faults=faults, says="following job 1001", **arguments)
 
 
 @needs_try_count
 def test_says_that_the_job_is_refused_which_a_retry_follows(scenario):
     faults = {"create_job": [lost(CLOSED)], "get_job": [Fault(409)] * FOR_EVER}
-    scenario(faults=faults, ends=START_FAILS, log_contains="GET /v1/jobs/1001 with 409. Check connection id")
+    scenario(faults=faults, ends=START_FAILS, says="GET /v1/jobs/1001 with 409. Check connection id")
 
 
 @pytest.mark.parametrize("age", [60, 10])
 def test_a_retry_does_not_follow_an_older_sync(scenario, age):
-    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": age, "duration": 1},), post_count=2)
+    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": age, "duration": 1},), posts=2)
 
 
 # How a job ends.
 
 
-@pytest.mark.parametrize("base_path", ["", "/api/public"])
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_fails_with_a_link_if_the_job_has_failed(scenario, status, base_path):
-    result, airbyte = scenario(statuses=("running", status), base_path=base_path, ends=WAIT_FAILS, wait_retries=2)
-    ui = airbyte.url[: -len(base_path)] if base_path else airbyte.url
-    page = f"{ui}/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline?openLogs=true&jobId=1001"
-    assert f"Airbyte job 1001 {status}: {page}" in result.log
-
-
-def test_links_to_the_ui_of_airbyte_cloud(run_dag):
+@pytest.mark.parametrize(
+    "api, ui",
+    [
+        ("http://api.airbyte.com", "http://cloud.airbyte.com"),
+        ("http://host.docker.internal:8000", "http://localhost:8000"),
+        ("http://user:pass-word@airbyte.example.com", "http://airbyte.example.com"),
+    ],
+)
+def test_links_to_the_ui(run_dag, api, ui):
     with FakeAirbyte(statuses={CONNECTION_ID: ("failed",)}) as airbyte:
         proxy = {"HTTP_PROXY": airbyte.url, "NO_PROXY": None}  # so that the fake Airbyte answers for api.airbyte.com
-        result = run_dag("http://api.airbyte.com", variables=proxy)
+        result = run_dag(api, variables=proxy)
     assert result.tasks == WAIT_FAILS
-    assert f"http://cloud.airbyte.com/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline" in result.log
+    assert f"Airbyte job 1001 failed: {ui}/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline" in result.log
 
 
 @pytest.mark.parametrize("fault", OF_EACH_KIND, ids=str)
@@ -379,7 +287,7 @@ def test_says_that_the_job_has_failed_even_without_a_link(scenario, fault):
         statuses=("running", "failed"),
         faults={"get_connection": [fault]},
         ends=WAIT_FAILS,
-        log_contains="Airbyte job 1001 failed: the connection's timeline in Airbyte.",
+        says="Airbyte job 1001 failed: the connection's timeline in Airbyte.",
     )
 
 
@@ -412,9 +320,9 @@ def test_a_hiccup_of_the_secrets_backend_costs_a_try(scenario, name, number):
 
     scenario(
         statuses=("running", "running", "succeeded"),
-        failing_reads={name: {number}},
+        run={"failing_reads": {name: {number}}},
         wait_retries=FOR_EVER,
-        post_count=None,
+        posts=None,
     )
     assert reads[name] >= number, "it did fail"
 
@@ -430,10 +338,9 @@ def give_token(airbyte: FakeAirbyte) -> None:
 )
 def test_hiccups_of_the_secrets_backend_cost_tries(scenario, name, variables):
     scenario(
-        variables=variables,
+        run={"variables": variables, "failing_reads": {name: {1, 2, 4}}},
         faults={operation: [Fault(before=give_token)] for operation in ("list_jobs", "create_job")},
-        failing_reads={name: {1, 2, 4, 5, 6}},
-        log_contains=SET_CLIENT,
+        says=SET_CLIENT,
         wait_retries=FOR_EVER,
     )
 
@@ -464,41 +371,154 @@ NO_PARAMETER = "No such parameter: connectionId. There is: connection_id."
     ],
 )
 def test_fails_at_once_with_what_was_mistyped(scenario, says, arguments):
-    result, airbyte = scenario(**arguments, ends=START_FAILS, log_contains=says, post_count=0, new_jobs=0)
-    assert {request.operation for request in airbyte.requests} <= {"create_token"}
+    result, airbyte = scenario(run=arguments, ends=START_FAILS, says=says, posts=0, new_jobs=0)
+    assert airbyte.requests == []
     assert result.tries[START] == 1 or not DAG_TEST_COUNTS_TRIES
 
 
-CHECK_HOST = f"Check {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, without /v1."
+CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
+
+
+def http(**connection: str) -> dict:
+    """Return the arguments of a run with this Airflow connection."""
+    return {"run": {"variables": {HTTP_CONNECTION_VARIABLE: json.dumps(connection)}}}
+
+
+def uri(text: str) -> dict:
+    """Return the arguments of a run with this Airflow connection."""
+    return {"run": {"variables": {HTTP_CONNECTION_VARIABLE: text}}}
+
+
+TYPE = f"Set the type of {HTTP_CONNECTION} to HTTP."
+SECRET_WRONG = {"run": {"variables": {CLIENT_SECRET_VARIABLE: "wrong"}}}
+STALE = {"run": {"variables": {TOKEN_VARIABLE: "stale"}}}
 
 
 @pytest.mark.parametrize(
     "says, arguments",
     [
-        ("Set the Variable MY_EXAMPLE_CONNECTION_ID", {"variables": {CONNECTION_ID_VARIABLE: None}}),
-        ("Set the Variable MY_EXAMPLE_CONNECTION_ID", {"variables": {CONNECTION_ID_VARIABLE: " \n"}}),
-        (SET_CLIENT, {"variables": {CLIENT_ID_VARIABLE: None}}),
-        (SET_CLIENT, {"variables": {CLIENT_ID_VARIABLE: " \n"}}),
-        (SET_CLIENT, {"variables": {CLIENT_SECRET_VARIABLE: None}}),
-        (SET_CLIENT, {"variables": {CLIENT_SECRET_VARIABLE: " \n"}}),
-        (CHECK_CLIENT, {"variables": {CLIENT_SECRET_VARIABLE: "wrong"}}),
-        ('"errorId"', {"variables": {CLIENT_SECRET_VARIABLE: "wrong"}}),
-        ("Invalid client id", {"variables": {CLIENT_SECRET_VARIABLE: "wrong"}, "base_path": "/api/public"}),
-        (HTTP_CONNECTION, {"variables": {HTTP_CONNECTION_VARIABLE: None}}),
-        (f"No answer. {CHECK_HOST}", {"host": "http://127.0.0.1:1"}),
-        (f"No answer. {CHECK_HOST}", {"host": "http://airbyte.invalid"}),
-        (f"No answer. {CHECK_HOST}", {"host": "http://air byte"}),
-        (f"No answer. {CHECK_HOST}", {"host": ""}),
-        (f"with 404. {CHECK_HOST}", {"host": "{root}", "base_path": "/api/public"}),
-        (f"/v1/v1/applications/token with 404. {CHECK_HOST}", {"host": "{url}/v1"}),
-        ("CLOUD_API_TOKEN if set", {"variables": {TOKEN_VARIABLE: "stale"}}),
-        ("right host, no login", {"login": {"login": CLIENT_ID, "password": CLIENT_SECRET}}),
-        ("Check connection id", {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}),
+        pytest.param("Set the Variable MY_EX", {"run": {"variables": {CONNECTION_ID_VARIABLE: " \n"}}}, id="blank id"),
+        pytest.param(SET_CLIENT, {"run": {"variables": {CLIENT_ID_VARIABLE: " \n"}}}, id="blank client id"),
+        pytest.param('"errorId"', SECRET_WRONG, id="wrong secret on Cloud"),
+        pytest.param(
+            "Invalid client id", {**SECRET_WRONG, "base_path": "/api/public"}, id="wrong secret, self-managed"
+        ),
+        pytest.param("is: The conn_id", {"run": {"variables": {HTTP_CONNECTION_VARIABLE: None}}}, id="no connection"),
+        pytest.param(f"{TYPE} {CHECK_HOST} It is: https", http(conn_type="https", host="a"), id="type https"),
+        pytest.param(f"{TYPE} {CHECK_HOST} It is: airbyte", http(conn_type="airbyte", host="a"), id="type Airbyte"),
+        pytest.param(f"{TYPE} {CHECK_HOST} It is: generic", http(conn_type="generic", host="a"), id="type Generic"),
+        pytest.param("It is: https", uri("https://127.0.0.1:1"), id="https as a URI"),
+        pytest.param(CHECK_HOST, uri("http://user:pass-word@127.0.0.1/api/public"), id="a URI with a path"),
+        pytest.param(CHECK_HOST, {"host": "http://127.0.0.1:1"}, id="nobody listens"),
+        pytest.param("No answer from http://127.0.0.1:1", {"host": "127.0.0.1:1"}, id="no scheme"),
+        pytest.param(CHECK_HOST, {"host": "http://airbyte.invalid"}, id="no such host"),
+        pytest.param(CHECK_HOST, {"host": "http://air byte"}, id="no host name"),
+        pytest.param(CHECK_HOST, {"host": ""}, id="no host"),
+        pytest.param(
+            "with 401. " + CHECK_CLIENT, {"host": "{root}", "base_path": "/api/public"}, id="no /api/public, client"
+        ),
+        pytest.param(CHECK_HOST, {"host": "{root}", "base_path": "/api/public"}, id="no /api/public, host"),
+        pytest.param("/v1/v1/applications/token with 404.", {"host": "{url}/v1"}, id="host with /v1"),
+        pytest.param("Check CLOUD_API_TOKEN if set", STALE, id="401, token"),
+        pytest.param("has no login", {"login": {"login": CLIENT_ID, "password": CLIENT_SECRET}}, id="401, login"),
+        pytest.param(
+            "Check the connection id, and that your Airbyte user has the role Runner.",
+            {"run": {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}},
+            id="unknown connection on Cloud",
+        ),
+        pytest.param(
+            f"has the role Runner. {CHECK_HOST}",
+            {"run": {"conf": {"connection_id": "00000000-0000-4000-8000-000000000000"}}, "base_path": "/api/public"},
+            id="unknown connection, self-managed",
+        ),
     ],
 )
 def test_says_what_is_wrong_with_the_set_up(scenario, says, arguments):
-    result, _ = scenario(**arguments, ends=START_FAILS, log_contains=says, post_count=None, new_jobs=0)
+    result, _ = scenario(**arguments, ends=START_FAILS, says=says, posts=None, new_jobs=0, start_retries=1)
     assert result.tries[START] == 2 or not DAG_TEST_COUNTS_TRIES, "it may have been put right"
+    assert "pass-word" not in result.log
+
+
+def test_a_401_does_not_blame_the_connection_id(scenario):
+    result, _ = scenario(**STALE, ends=START_FAILS, posts=None, new_jobs=0, start_retries=0)
+    assert "connection id" not in result.log
+
+
+def test_sends_nothing_where_the_type_of_the_connection_is_https(run_dag):
+    with FakeAirbyte() as airbyte:
+        host = airbyte.url.removeprefix("http://")
+        variables = http(conn_type="https", host=host)["run"]["variables"]
+        assert run_dag(airbyte.url, variables=variables, policy={START: {"retries": 0}}).state == "failed"
+    assert airbyte.requests == []
+
+
+# Answers that are odd.
+
+
+def test_says_where_a_redirect_points(scenario):
+    redirect = Fault(302, headers=(("Location", "https://me:pass-word@sso.example.com/login"),))
+    result, _ = scenario(faults={"create_job": [redirect]}, posts=2, says="https://sso.example.com/login")
+    assert "pass-word" not in result.log
+
+
+@pytest.mark.parametrize("front", ["\n\n", "\ufeff", " \r\n"], ids=repr)
+def test_reads_an_answer_with_something_in_front(scenario, front):
+    succeeded = {"jobId": 1001, "jobType": "sync", "status": "running", "connectionId": CONNECTION_ID}
+    scenario(
+        faults={"get_job": [Fault(body=front + json.dumps(succeeded))]}, says='"status": "running", "connectionId"'
+    )
+
+
+def test_a_token_with_blanks_inside_works(scenario):
+    token = Fault(
+        body='{"access_token": "a-to\\nken that works"}',
+        before=lambda airbyte: airbyte.tokens.update({"a-tokenthatworks": float("inf")}),
+    )
+    result, _ = scenario(faults={"create_token": [token]})
+    assert "a-tokenthatworks" not in result.log
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"existing_jobs": ({"age": 60, "duration": 1},)}, id="what has ended"),
+    ],
+)
+def test_says_that_airbyte_believes_a_job_to_run_and_shows_none(scenario, arguments):
+    stuck = Fault(409, json.dumps({"title": "try-again-later"}))
+    says = "Airbyte says that a job of this connection is running, but lists none."
+    scenario(faults={"create_job": [stuck]}, posts=2, says=says, **arguments)
+
+
+def test_does_not_join_an_old_row_where_the_connection_is_inactive(scenario):
+    result, _ = scenario(
+        faults={"create_job": [Fault(409)] * FOR_EVER},
+        existing_jobs=({"age": 600, "statuses": ("running",)},),
+        ends=START_FAILS,
+        says="Check in Airbyte whether the connection is active",
+        posts=None,
+        new_jobs=0,
+        start_retries=0,
+    )
+
+
+def test_a_job_of_a_type_unknown_today_is_a_sync(scenario):
+    scenario(before_syncs=("of_a_type_unknown_today",))
+
+
+@pytest.mark.parametrize("offset", [-300, 300], ids=["late", "early"])
+def test_airbytes_clock_may_be_wrong(run_dag, offset):
+    for existing, posts in (((), 1), (({"age": 100, "duration": 1},), 2)):
+        lost_answer = lost(CLOSED) if not existing else CLOSED
+        with FakeAirbyte({"create_job": [lost_answer], "list_jobs": [JOBS_END]}) as airbyte:
+            airbyte.clock_offset = offset
+            for job in existing:
+                airbyte.add_job(**job)
+            result = run_dag(airbyte.url, policy={START: {"retries": 3}})
+        assert result.state == "success"
+        assert len(airbyte.requests_of("create_job")) == posts or not DAG_TEST_COUNTS_TRIES
+        assert result.job_id == airbyte.jobs[-1].id
 
 
 # Faults at random.
@@ -517,8 +537,6 @@ def draw(random: Random) -> dict:
         faults["list_jobs"] += [JOBS_END] * random.randrange(3)
     for schedule in faults.values():
         random.shuffle(schedule)
-    if random.random() < 0.2:  # a refusal that lasts
-        faults["get_job"] += [random.choice(REFUSALS)] * random.choice([9, 12])
     last = random.choice(ENDED)
     going_on = ("pending", "queued", "running", "incomplete", "unheard_of")
     statuses = random.choices(going_on, k=random.randrange(0 if DAG_TEST_COUNTS_TRIES else 1, 5))
@@ -544,15 +562,16 @@ def test_faults_at_random(run_dag, seed):
             airbyte.add_job(**job)
         result = run_dag(airbyte.url, policy={START: retries, WAIT: retries}, failing_reads=failing_reads)
 
-    new_syncs = [job for job in airbyte.jobs[len(existing_jobs) :] if job.type in SYNCS]
-    assert len(new_syncs) <= 1, f"a sync was started twice: {schedule}"
+    syncs = [job for job in airbyte.jobs[len(existing_jobs) :] if job.type not in NO_SYNCS]
+    assert len(syncs) <= 1, f"a sync was started twice: {schedule}"
+    if result.job_id is None:  # refused for the sixth time
+        assert result.tasks == START_FAILS, schedule
+        return
     (followed,) = [job for job in airbyte.jobs if job.id == result.job_id]
-    assert followed.type in SYNCS, schedule
-    pokes = [request.status for request in airbyte.requests_of("get_job")]
-    if set(pokes[-11:]) <= {fault.status for fault in REFUSALS}:
+    assert followed.type not in NO_SYNCS, schedule
+    ended = result.job if result.state == "success" else f"Airbyte job {followed.id} {followed.statuses[-1]}: "
+    if result.state == "success":
+        assert followed.statuses[-1] == "succeeded" == result.job["status"], schedule
+    else:  # ended, or refused for the sixth time
         assert result.tasks == WAIT_FAILS, schedule
-        assert f"AirflowFailException: Airbyte answered GET /v1/jobs/{followed.id} with {pokes[-1]}" in result.log
-    else:
-        assert result.tasks == (SUCCESS if followed.statuses[-1] == "succeeded" else WAIT_FAILS), schedule
-        ended = result.job if result.state == "success" else f"Airbyte job {followed.id} {followed.statuses[-1]}: "
-        assert ended == result.job or ended in result.log, schedule
+        assert ended in result.log or result.tries[WAIT] > 5, schedule
