@@ -7,14 +7,14 @@ import signal
 from importlib.util import find_spec
 
 import pytest
-from sandbox import services
+import services
 from sandbox.deployment import SHORT_DELAYS, Deployment
 from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import dag_settings
 
 pytestmark = [
     pytest.mark.celery,
-    pytest.mark.usefixtures("clean_books"),
+    pytest.mark.usefixtures("fresh_airbyte"),
     pytest.mark.skipif(
         not (find_spec("celery") and services.program("postgres") and services.program("redis-server")),
         reason="needs apache-airflow-providers-celery[redis], psycopg2-binary, asyncpg, PostgreSQL and Redis",

@@ -7,11 +7,12 @@ import json
 import pytest
 from sandbox.deployment import AIRFLOW_3, SHORT_DELAYS, Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
-from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, START, WAIT, files_in, leaks
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, files_in, leaks
 
+START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 pytestmark = [
     pytest.mark.deployment,
-    pytest.mark.usefixtures("clean_books"),
+    pytest.mark.usefixtures("fresh_airbyte"),
     pytest.mark.skipif(
         AIRFLOW_VERSION < (2, 11) or (3, 0) <= AIRFLOW_VERSION < (3, 2),
         reason="the newest of Airflow 2 and of Airflow 3 will do",

@@ -8,6 +8,7 @@ final at the sixth. Any other trouble costs a poke nothing. Every log says what 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from random import Random
 
@@ -44,6 +45,7 @@ REFUSALS = [Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422)]
 SOMEBODY_ELSE = [Fault(302), Fault(405), NOBODY_THERE, *(Fault(body=body) for body in NOT_A_JOB.values())]
 OF_EACH_KIND = [Fault(403), Fault(503), *SOMEBODY_ELSE, CLOSED]
 ANY_FAULT = [*BUSY, *REFUSALS, *SOMEBODY_ELSE, DATABASE_DOWN, CLOSED, SILENCE]
+IMPATIENT = {"extra_options": {"timeout": 2}}  # for a request that is not answered
 TOKENS_EXPIRE = Fault(before=FakeAirbyte.expire_tokens)
 
 
@@ -100,7 +102,7 @@ def test_accepts_a_job_without_a_start_time(scenario, start_time):
 @pytest.mark.parametrize("body", [*NOT_A_JOB.values(), '{"token": "under-another-name"}'])
 def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operation, key, body):
     result, _ = scenario(faults={operation: [Fault(body=body)]}, says=f"It has no {key}.", posts=None)
-    assert f"Check {HTTP_CONNECTION}: https://api.airbyte.com" in result.log
+    assert f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com" in result.log
     assert "under-another-name" not in result.log
 
 
@@ -145,6 +147,7 @@ def test_no_number_of_other_answers_ends_the_wait(scenario, fault):
     assert len(airbyte.requests_of("get_job")) == 10
 
 
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="dag.test() lets the timeout end it here")
 def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
     dripping = {"get_job": [Fault(body=json.dumps({"drip": "x" * 100}), drips=True)]}
     limit = {WAIT: {"execution_timeout": 4, "retries": FOR_EVER}}
@@ -270,7 +273,6 @@ def test_a_retry_does_not_follow_an_older_sync(scenario, age):
     [
         ("http://api.airbyte.com", "http://cloud.airbyte.com"),
         ("http://host.docker.internal:8000", "http://localhost:8000"),
-        ("http://user:pass-word@airbyte.example.com", "http://airbyte.example.com"),
     ],
 )
 def test_links_to_the_ui(run_dag, api, ui):
@@ -295,7 +297,7 @@ def test_says_that_the_job_has_failed_even_without_a_link(scenario, fault):
 
 
 def test_the_wait_goes_on_when_tokens_come_back(scenario):
-    no_tokens = [Fault(401), NOBODY_THERE, Fault(503), CLOSED, Fault(400), Fault(401), Fault(429)]
+    no_tokens = [Fault(401), Fault(400), Fault(401), NOBODY_THERE, Fault(503), CLOSED, Fault(429)]
     scenario(faults={"create_job": [then("create_token", *no_tokens)]}, wait_retries=FOR_EVER)
 
 
@@ -492,7 +494,7 @@ def test_says_that_airbyte_believes_a_job_to_run_and_shows_none(scenario, argume
 
 
 def test_does_not_join_an_old_row_where_the_connection_is_inactive(scenario):
-    result, _ = scenario(
+    scenario(
         faults={"create_job": [Fault(409)] * FOR_EVER},
         existing_jobs=({"age": 600, "statuses": ("running",)},),
         ends=START_FAILS,

@@ -56,12 +56,6 @@ def test_airflow_settings_are_what_the_astro_cli_reads():
     assert settings["variables"] == [{"variable_name": name, "variable_value": ""} for name in VARIABLES]
 
 
-def test_the_workflow_runs_the_parts_of_the_gate():
-    parts = re.search(r"PARTS=\((.*)\)", read(".ci/run"))[1].split()
-    workflow = yaml.safe_load(read(".github/workflows/tests.yml"))
-    assert workflow["jobs"]["gate"]["strategy"]["matrix"]["part"] == parts
-
-
 def test_curl_shows_whether_host_client_and_connection_id_are_right():
     """The README's check before Airflow comes in."""
     if not shutil.which("curl"):

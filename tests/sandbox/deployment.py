@@ -214,7 +214,9 @@ class Deployment:
 
     def wait_until_it_waits(self, run_id: str) -> None:
         """Wait until the sensor of a run is between two pokes."""
-        self.wait_for(lambda: self.tasks(run_id)[WAIT]["state"] == "up_for_reschedule", f"the wait of {run_id}")
+        self.wait_for(
+            lambda: self.tasks(run_id)["wait_for_airbyte_sync"]["state"] == "up_for_reschedule", f"the wait of {run_id}"
+        )
 
     def wait_for_request(self, airbyte: FakeAirbyte, operation: str) -> Request:
         """Return the first request of an operation, once it is answered, or its fault leaves it without an answer."""
