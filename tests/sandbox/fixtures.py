@@ -94,12 +94,11 @@ def dag_file(airflow_home) -> dict:
 
 
 class DagRunResult(NamedTuple):
-    """How a run of the DAG ended: its state, its tasks' states, tries and last try's seconds, their XComs, and all that was logged."""
+    """How a run of the DAG ended: its state, its tasks' states and tries, their XComs, and all that was logged."""
 
     state: str
     tasks: dict[str, str]
     tries: dict[str, int]
-    seconds: dict[str, float]
     job_id: int | None
     job: dict | None
     log: str
@@ -149,7 +148,6 @@ def run_dag(monkeypatch, capfd):
             str(dag_run.state),
             {role: str(ti.state) for role, ti in instances.items()},
             {role: ti.try_number for role, ti in instances.items()},
-            {role: ti.duration for role, ti in instances.items()},
             instances[START].xcom_pull(task_ids=task_ids[START]),
             instances[WAIT].xcom_pull(task_ids=task_ids[WAIT], key="job"),
             " ".join(log.split()),
