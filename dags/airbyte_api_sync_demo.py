@@ -64,7 +64,7 @@ def authorize(context) -> None:
     ti = context["ti"]  # On Airflow 3.0, context["task"] is not the task that runs. ti.task is.
     try:
         connection_type = HttpHook.get_connection(HTTP_CONNECTION).conn_type
-    except Exception as error:  # It is missing or unread, or its URI is malformed.
+    except Exception as error:  # noqa: BLE001 It is missing or unread, or its URI is malformed.
         connection_type = without_login(error)
     if connection_type != "http":  # With https, the hook would call http://.
         refuse(ti, f"Set the type of {HTTP_CONNECTION} to HTTP. {CHECK_HOST} It is: {connection_type}")
@@ -75,10 +75,10 @@ def authorize(context) -> None:
 
 def get_airbyte_token(ti) -> str:
     """Return CLOUD_API_TOKEN, or else a new token."""
-    names = ("CLOUD_API_TOKEN", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET")
-    token, client_id, client_secret = (Variable.get(name, "").strip() for name in names)
-    if token:
+    if token := Variable.get("CLOUD_API_TOKEN", "").strip():
         return token
+    client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
+    client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
     if not (client_id and client_secret):  # or unread: Airflow hides the errors of a secrets backend
         refuse(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
@@ -108,8 +108,9 @@ def follow_earlier_try(context) -> None:
     ti, task = context["ti"], context["ti"].task
     if count_failed_tries(ti):
         jobs, now = list_jobs(ti, json.loads(task.data))
+        seconds = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
         sync = next((job for job in jobs if job["jobType"] not in NO_SYNCS), None)
-        if sync and seconds_since(sync["startTime"], now) <= seconds_since_start(context["dag_run"]) + 5:  # Both round.
+        if sync and seconds_since(sync["startTime"], now) <= seconds:
             task.log.info("No second sync: following job %s, which began during this run.", sync["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
 
@@ -132,7 +133,7 @@ def read_job_id(response, ti) -> int:
 
 def prepare_poke(context) -> None:
     """Get a token, and let the next poke come after a thirtieth of the run's age if this one goes wrong."""
-    ti, task, age = context["ti"], context["ti"].task, seconds_since_start(context["dag_run"])
+    ti, task, age = context["ti"], context["ti"].task, seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
     if age > task.timeout + 15 * 60 and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
@@ -155,12 +156,11 @@ def has_succeeded(response, ti, dag, dag_run) -> bool:
         jobs, now = list_jobs(ti, job)
         age = seconds_since(job["startTime"], now)
         shortest = dag.get_task(ti.task_id).poke_interval  # before `prepare_poke`: ti.task is a copy
-        task.poke_interval = seconds_to_next_poke(
-            age, [each for each in jobs if each["jobId"] != job["jobId"]], shortest
-        )
-    except Exception as error:
+        others = [each for each in jobs if each["jobId"] != job["jobId"]]
+        task.poke_interval = seconds_to_next_poke(age, others, shortest)
+    except Exception as error:  # noqa: BLE001
         task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
-    if min(age, seconds_since_start(dag_run)) > task.timeout:  # `airflow dags test` takes its date as the start.
+    if min(age, seconds_since(dag_run.start_date)) > task.timeout:  # `airflow dags test` takes its date as the start.
         hours, page = task.timeout / 60 / 60, find_page(ti, job, response.url)
         advice = "The sync goes on. Clear this task to wait longer."
         raise AirflowFailException(f"Airbyte job {job['jobId']} has not ended after {hours:g} hours: {page} {advice}")
@@ -176,15 +176,11 @@ def seconds_to_next_poke(age: float, others: list, shortest: float) -> float:
     return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
 
 
-def seconds_since(start: str, now) -> float:
-    """Return the seconds from a time that Airbyte gives to another."""
-    return (now - pendulum.parse(start)).total_seconds()
-
-
-def seconds_since_start(dag_run) -> float:
-    """Return the seconds since the run began. (`airflow tasks test` has no such time.)"""
-    now = pendulum.now("UTC")
-    return (now - pendulum.instance(dag_run.start_date or now)).total_seconds()
+def seconds_since(start, now=None) -> float:
+    """Return the seconds from a start, as Airbyte or Airflow gives it, until now, or until another moment."""
+    now = now or pendulum.now("UTC")
+    start = pendulum.parse(start) if isinstance(start, str) else pendulum.instance(start or now)
+    return (now - start).total_seconds()
 
 
 def find_page(ti, job: dict, url: str) -> str:
@@ -192,14 +188,9 @@ def find_page(ti, job: dict, url: str) -> str:
     try:
         connection = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()
         page = f"/workspaces/{connection['workspaceId']}/connections/{job['connectionId']}/timeline"
-    except Exception:  # Whatever happens here, the user must learn what happened to the job.
+    except Exception:  # noqa: BLE001 Whatever happens here, the user must learn what happened to the job.
         return "the connection's timeline in Airbyte."
-    ui = (
-        without_login(url)
-        .partition("/v1/")[0]
-        .replace("/api/public", "")
-        .replace("//api.airbyte.com", "//cloud.airbyte.com")
-    )
+    ui = without_login(url).partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
     return f"{ui.replace('//host.docker.internal', '//localhost')}{page}?openLogs=true&jobId={job['jobId']}"
 
 
@@ -222,11 +213,7 @@ def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None
 
 def read_answer(response, key: str, ti) -> dict:
     """Return the answer, a JSON object with this key. Raise what `refuse` says if Airbyte refuses, else RuntimeError."""
-    request, status, text = (
-        response.request,
-        response.status_code,
-        response.content.decode("utf-8-sig", "replace").strip(),
-    )
+    text, status, request = response.content.decode("utf-8-sig").strip(), response.status_code, response.request
     if status < 300 and text.startswith("{") and key in (answer := json.loads(text)):
         return answer
     refused, advice = judge(status, text, of_token=key == "access_token")
@@ -274,7 +261,11 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
+    params={
+        "connection_id": Param(
+            "", type=["null", "string"], description="If empty: the Variable MY_EXAMPLE_CONNECTION_ID"
+        )
+    },
     user_defined_macros={"get_connection_id": get_connection_id},
     # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
