@@ -41,6 +41,7 @@ HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "Us
 TIMEOUT = (5, 15)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
 NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, read and write it.
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
+FORM = "If empty: the Variable MY_EXAMPLE_CONNECTION_ID"
 CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
 
 
@@ -261,16 +262,12 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
-    params={
-        "connection_id": Param(
-            "", type=["null", "string"], description="If empty: the Variable MY_EXAMPLE_CONNECTION_ID"
-        )
-    },
+    params={"connection_id": Param("", type=["null", "string"], description=FORM)},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
 ) as dag:
-    trigger_sync = SimpleHttpOperator(
+    trigger_sync = SimpleHttpOperator(  # noqa: AIR001, the name of the tutorial
         task_id="start_airbyte_sync",
         http_conn_id=HTTP_CONNECTION,
         endpoint="v1/jobs",
