@@ -36,6 +36,7 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import AirflowFailException
 
+# ruff: noqa: AIR001, AIR311 (the tutorial's names, and the imports of Airflow 2)
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 TIMEOUT = (5, 15)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
@@ -262,12 +263,12 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description=FORM)},  # noqa: AIR311
+    params={"connection_id": Param("", type=["null", "string"], description=FORM)},
     user_defined_macros={"get_connection_id": get_connection_id},
     # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
 ) as dag:
-    trigger_sync = SimpleHttpOperator(  # noqa: AIR001, the name of the tutorial
+    trigger_sync = SimpleHttpOperator(
         task_id="start_airbyte_sync",
         http_conn_id=HTTP_CONNECTION,
         endpoint="v1/jobs",
