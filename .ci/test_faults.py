@@ -8,10 +8,14 @@ final at the sixth. Any other trouble costs a poke nothing. Every log says what 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import ssl
 import time
 from dataclasses import replace
 from random import Random
 
+import pendulum
 import pytest
 from sandbox.fake_airbyte import (
     CLIENT_ID,
@@ -154,6 +158,39 @@ def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
     _, airbyte = scenario(faults=dripping, run={"policy": limit}, timeout=3)
     pokes = airbyte.requests_of("get_job")
     assert pokes[1].time - pokes[0].time < 15
+
+
+def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run(scenario):
+    _, airbyte = scenario(faults={"get_job": [Fault(503)]}, run={"age": 180})
+    first, second, third = (poke.time for poke in airbyte.requests_of("get_job"))
+    assert 5 < second - first < 12
+    assert third - second < 5, "and at the shortest interval once it goes well"
+
+
+@needs_try_count
+def test_a_wait_without_any_answer_has_an_end_as_well(scenario):
+    over = {WAIT: {"timeout": -1000, "retries": FOR_EVER}}
+    faults = {"create_token": [None, Fault(503)]}
+    scenario(faults=faults, run={"policy": over}, ends=WAIT_FAILS, says="v1/jobs/1001 has not been seen to end.")
+
+
+def test_a_run_whose_date_lies_years_back_waits_all_the_same(scenario):
+    scenario(run={"age": 3 * 365 * 24 * 60 * 60, "policy": {WAIT: {"timeout": 24 * 60 * 60}}}, statuses=("succeeded",))
+    started = {"create_job": [Fault(after=lambda airbyte: setattr(airbyte.jobs[0], "created", time.time() - 100))]}
+    scenario(faults=started, run={"age": 400, "policy": {WAIT: {"timeout": 200}}})
+
+
+def test_fails_at_once_if_the_start_was_marked_as_a_success_and_left_no_job_id(scenario):
+    nothing = {WAIT: {"endpoint": "v1/jobs/None", "retries": 3}}
+    result, airbyte = scenario(run={"policy": nothing}, ends=WAIT_FAILS, says="There is no job id.")
+    assert result.tries[WAIT] == 1
+    assert airbyte.requests_of("get_job") == []
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION > (2, 8), reason="newer ones end the task by themselves")
+def test_a_task_that_is_stopped_in_a_poke_stays_stopped(scenario):
+    stop = Fault(before=lambda airbyte: os.kill(os.getpid(), signal.SIGTERM), seconds=0.5)
+    scenario(faults={"get_job": [stop]}, ends=WAIT_FAILS)
 
 
 # A 409, and what the look-up finds then.
@@ -452,6 +489,29 @@ def test_sends_nothing_where_the_type_of_the_connection_is_https(run_dag):
         variables = http(conn_type="https", host=host)["run"]["variables"]
         assert run_dag(airbyte.url, variables=variables, policy={START: {"retries": 0}}).state == "failed"
     assert airbyte.requests == []
+
+
+def test_names_what_to_do_where_the_certificate_is_not_known(scenario, tmp_path):
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, *(pendulum.now("UTC").add(days=n) for n in (-1, 1))
+    )
+    certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=True)
+    pem = certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    pem += key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (tmp_path / "server.pem").write_bytes(pem)
+    with FakeAirbyte() as airbyte:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        airbyte.socket = context.wrap_socket(airbyte.socket, server_side=True)
+        says = "REQUESTS_CA_BUNDLE"
+        host = f"https://localhost:{airbyte.server_port}"
+        scenario(host=host, ends=START_FAILS, says=says, posts=0, new_jobs=0, start_retries=0)
 
 
 # Answers that are odd.

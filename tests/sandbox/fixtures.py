@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import pendulum
 import pytest
 from sandbox import throwaway_airflow
 from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
@@ -116,6 +117,7 @@ def run_dag(monkeypatch, capfd):
         variables: dict[str, str | None] | None = None,
         policy: dict | None = None,
         failing_reads: dict[str, set[int]] | None = None,
+        age: float = 0,
     ) -> DagRunResult:
         """
         :param host: of the HTTP connection
@@ -123,6 +125,7 @@ def run_dag(monkeypatch, capfd):
         :param variables: environment variables that differ from `dag_settings`; None unsets one
         :param policy: the tasks' attributes that differ from the DAG file, by task
         :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
+        :param age: how many seconds ago the run began, in the eyes of its tasks
         """
         settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
         known = {name: value for name, value in settings.items() if failing_reads and value is not None}
@@ -138,7 +141,9 @@ def run_dag(monkeypatch, capfd):
         monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))
         capfd.readouterr()
         dag = throwaway_airflow.load_dag()
-        dag_run = throwaway_airflow.run_airbyte_tasks(dag, run_conf=conf)
+        date = "logical_date" if AIRFLOW_VERSION >= (3, 0) else "execution_date"
+        options = {date: pendulum.now("UTC").subtract(seconds=age)} if age else {}
+        dag_run = throwaway_airflow.run_airbyte_tasks(dag, run_conf=conf, **options)
         log = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capfd.readouterr()))
         log = re.sub(r'File "[^"]*/tests/.*\n.*', "", log)  # Tracebacks quote the test, and so what it looks for.
         found = {ti.task_id: ti for ti in dag_run.get_task_instances()}
