@@ -12,7 +12,8 @@
 """
 Measure what a sync costs: many at once on a real Airflow (LocalExecutor, PostgreSQL) against the fake Airbyte.
 
-It compares this DAG with those in `benchmark_dags.py`. With --waiting it shows how many syncs can wait at once.
+It compares this DAG with those in `benchmark_dags.py`. With --waiting it shows how many syncs can wait at once,
+and with --trouble what waiting syncs leave to another DAG while Airbyte is in trouble.
 It only prints figures, which depend on the machine: let nothing else run there.
 It needs Debian's package postgresql. `uv run .ci/benchmark.py` installs the rest.
 """
@@ -28,6 +29,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
@@ -39,8 +42,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from sandbox import services
 from sandbox.deployment import Deployment
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, FakeAirbyte, Job
-from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
+from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, WAIT, dag_settings
 
 WAYS = {
     DAG_ID: "this DAG",
@@ -48,6 +51,7 @@ WAYS = {
     "operator": "AirbyteTriggerSyncOperator",
     "operator_deferrable": "the same, deferrable",
 }
+TROUBLES = {"good": "no trouble", "silent": "Airbyte never answers", "expired": "CLOUD_API_TOKEN has expired"}
 FOREVER = 1e10
 ENDED = "select run_id, state, end_date from dag_run where run_id = any(%s) and state in ('success', 'failed')"
 POKES = """
@@ -55,12 +59,21 @@ select run_id, extract(epoch from poke.end_date)::float, extract(epoch from poke
 from task_reschedule poke join task_instance on task_instance.id = poke.ti_id
 where run_id = any(%s) order by poke.end_date
 """
+TASKS = """
+select task.id::text, run_id, run.state, task_id, task.state, extract(epoch from task.start_date)::float
+from task_instance task join dag_run run using (dag_id, run_id) where run_id = any(%s) order by task_id
+"""
 
 
 def spread(values) -> str:
     """Return the median, with the 95th percentile in brackets."""
     values = sorted(values) or [float("nan")]
     return f"{statistics.median(values):.1f} ({values[int(0.95 * len(values))]:.1f})"
+
+
+def count(values) -> str:
+    """Return how many there are of each."""
+    return ", ".join(f"{number} {value}" for value, number in Counter(values).items())
 
 
 class Bench(Deployment):
@@ -80,7 +93,8 @@ class Bench(Deployment):
         self.environ = {name: value for name, value in self.environ.items() if "AIRFLOW__SCHEDULER__" not in name}
         self.airbyte, self.options = airbyte, options
         self.triggered, self.job_seconds = {}, {}  # by run, which has the id of its Airbyte connection
-        self.busy_seconds = 0.0  # of all workers
+        self.held: Counter[str] = Counter()  # the seconds that a task instance held a worker, by its id
+        self.full_seconds = 0.0  # in which no worker was free
         shutil.copy(Path(__file__).with_name("benchmark_dags.py"), airflow_home / "dags")
         shutil.copy(options.dag, airflow_home / "dags" / DAG_FILE.name)
 
@@ -96,13 +110,16 @@ class Bench(Deployment):
 
     def watch_workers(self) -> None:
         """Add up how long workers, the scheduler's children, have a child: the process of a task."""
-        scheduler, last = self.processes["scheduler"].pid, time.time()
-        while True:
+        scheduler, last = self.processes["scheduler"], time.time()
+        while scheduler.poll() is None:
             time.sleep(0.25)
-            parents = {process.pid: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
-            busy = {parent for parent in parents.values() if parents.get(parent) == scheduler}
+            found = {process.pid: process.info for process in psutil.process_iter(["ppid", "cmdline"])}
+            parents = {process["ppid"] for process in found.values()}.intersection(found)
+            busy = [pid for pid in parents if found[pid]["ppid"] == scheduler.pid]
             now = time.time()
-            self.busy_seconds += len(busy) * (now - last)
+            for pid in busy:  # A worker is called "airflow worker -- LocalExecutor: <id of the task instance>".
+                self.held["".join(found[pid]["cmdline"] or "").rpartition(" ")[2]] += now - last
+            self.full_seconds += (now - last) * (len(busy) >= self.options.slots)
             last = now
 
     def cpu_seconds(self) -> float:
@@ -116,8 +133,15 @@ class Bench(Deployment):
             cursor.execute(sql, [list(self.triggered)])
             return cursor.fetchall()
 
-    def start_runs(self, dag_id: str, number: int, seconds: float, apart: float = 0) -> None:
-        """Trigger so many runs, each for a connection of its own. Their jobs' times differ by up to `apart`."""
+    def start_run(self, dag_id: str, run_id: str, **conf: str) -> None:
+        """Trigger a run."""
+        self.triggered[run_id] = time.time()
+        # A run of the web UI and of TriggerDagRunOperator has a date, and the scheduler queues the oldest first.
+        body = {"dag_run_id": run_id, "conf": conf, "logical_date": datetime.now(timezone.utc).isoformat()}
+        self.wait_for(lambda: self.api(f"/dags/{dag_id}/dagRuns", body), f"a run of {dag_id}")
+
+    def start_runs(self, dag_id: str, number: int, seconds: float, apart: float = 0, age: float = 0) -> None:
+        """Trigger runs, each for a connection of its own. Their jobs' times differ by up to `apart`. An `age`: they run."""
         self.airbyte.forget()
         self.triggered, self.job_seconds, chance, share = {}, {}, random.Random(0), self.options.history
         for index, run_id in enumerate(str(uuid4()) for _ in range(number)):
@@ -127,11 +151,10 @@ class Bench(Deployment):
                 duration = self.job_seconds[run_id] * chance.uniform(1 - share, 1 + share)
                 with self.airbyte.lock:
                     self.airbyte.add_job(run_id, age=days * 24 * 60 * 60, duration=duration)
-            self.triggered[run_id] = time.time()
-            # A run of the web UI and of TriggerDagRunOperator has a date, and the scheduler queues the oldest first.
-            date = datetime.now(timezone.utc).isoformat()
-            body = {"dag_run_id": run_id, "conf": {"connection_id": run_id}, "logical_date": date}
-            self.wait_for(lambda: self.api(f"/dags/{dag_id}/dagRuns", body), f"a run of {dag_id}")  # noqa: B023
+            if age:  # The start joins a job on a 409 with this title, which the fake's own does not have.
+                self.airbyte.add_job(run_id, age=age)
+                self.airbyte.faults["create_job"] = [Fault(409, '{"title": "try-again-later"}')] * number
+            self.start_run(dag_id, run_id, connection_id=run_id)
 
     def jobs(self) -> list[Job]:
         """Return the jobs of the present runs, without their connections' history."""
@@ -150,12 +173,12 @@ class Bench(Deployment):
 
     def compare(self, dag_id: str) -> dict[str, str | float]:
         """Run the syncs at once in one way, and return the figures."""
-        syncs, busy, cpu = self.options.syncs, self.busy_seconds, self.cpu_seconds()
+        syncs, busy, cpu = self.options.syncs, sum(self.held.values()), self.cpu_seconds()
         self.start_runs(dag_id, syncs, self.options.seconds, self.options.apart)
         figures = self.outcome()
         return {
             **figures,
-            "s in a worker slot per sync": (self.busy_seconds - busy) / syncs,
+            "s in a worker slot per sync": (sum(self.held.values()) - busy) / syncs,
             "CPU s per sync": (self.cpu_seconds() - cpu) / syncs,
             "requests to Airbyte per sync": len(self.airbyte.requests) / syncs,
         }
@@ -185,6 +208,31 @@ class Bench(Deployment):
             "CPU s per poke": cpu / max(pokes, 1),
         }
 
+    def trouble(self, kind: str) -> dict[str, str | float]:
+        """Let runs wait for jobs of two hours ago. Return what they leave to another DAG in the window of trouble."""
+        if kind == "expired":
+            self.api("/variables", {"key": "CLOUD_API_TOKEN", "value": "article"})
+        syncs = self.options.trouble
+        self.start_runs(DAG_ID, syncs, seconds=FOREVER, age=2 * 60 * 60)
+        self.wait_for(lambda: str(self.query(TASKS)).count("up_for_reschedule") == syncs, "the wait of all runs", 600)
+        if kind == "silent":
+            self.airbyte.faults = {each: [Fault(no_answer="silent")] * 100_000 for each in OPERATIONS.values()}
+        elif kind == "expired":
+            self.airbyte.expire_tokens()
+        self.held, self.full_seconds, begin = Counter(), 0.0, time.time()
+        while time.time() < begin + self.options.window:
+            self.start_run("bystander", str(uuid4()))
+            time.sleep(20)
+        end, held, full, tasks = time.time(), dict(self.held), self.full_seconds, self.query(TASKS)
+        others = {row[0]: (row[5] or end) - self.triggered[row[1]] for row in tasks if row[3] == "do_nothing"}
+        return {
+            "worker slots held by waiting runs": sum(held[each] for each in held.keys() - others) / (end - begin),
+            "time without a free slot": f"{full / (end - begin):.0%}",
+            "s from trigger to start of the other DAG's task": f"{spread(others.values())}, max {max(others.values()):.1f}",
+            "waiting runs at the end": count(row[2] for row in tasks if row[3] == WAIT),
+            "their tasks": count(f"{row[3]} {row[4]}" for row in tasks if row[0] not in others),
+        }
+
     def outcome(self) -> dict[str, str]:
         """Return, at the runs' end, how many succeeded, and how late syncs were started and their ends noticed."""
         ends, jobs = self.ends(), self.jobs()
@@ -208,6 +256,23 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def measure(sitting: list, options: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """Start an Airflow, and yield the name and the figures of each way, number of waiting syncs or trouble."""
+    with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
+        log = Path(f"{folder}.log")
+        print(f"Starting an Airflow; its log is {log}", flush=True)
+        with log.open("w") as out, services.postgres(out) as server, FakeAirbyte(job_seconds=FOREVER) as airbyte:
+            airbyte.tokens["article"] = FOREVER
+            with Bench(Path(folder).resolve() / "airflow", airbyte, server, out, options) as bench:
+                for each in sitting:
+                    time.sleep(15)  # so that Airflow comes to rest
+                    name = {**WAYS, **TROUBLES}.get(each, f"{each} syncs")
+                    kind = bench.compare if each in WAYS else bench.trouble if each in TROUBLES else bench.waiting
+                    figures = kind(each)
+                    print(name, json.dumps(figures), flush=True)
+                    yield name, figures
+
+
 def main() -> None:
     """Measure what the command line says, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,21 +284,15 @@ def main() -> None:
     parser.add_argument("--apart", type=float, default=60, help="the spread of these durations (60, at most --seconds)")
     parser.add_argument("--history", type=float, help="let 19 earlier syncs differ from these by up to a share (none)")
     parser.add_argument("--waiting", type=int, nargs="*", help="measure so many waiting syncs instead (16 64 256)")
-    parser.add_argument("--window", type=float, default=180, help="with --waiting: for how many seconds (180)")
+    parser.add_argument("--trouble", type=int, nargs="?", const=8, help="measure troubles of so many syncs instead (8)")
+    parser.add_argument("--window", type=float, help="with --waiting or --trouble: for how many seconds (180, 600)")
     options = parser.parse_args()
-    if options.waiting is not None:
+    options.window = options.window or (600 if options.trouble else 180)
+    sittings = [options.ways]
+    if options.trouble or options.waiting is not None:
+        sittings = [[trouble] for trouble in TROUBLES] if options.trouble else [options.waiting or [16, 64, 256]]
         options.ways = [DAG_ID]
-    with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
-        log, results = Path(f"{folder}.log"), {}
-        print(f"Starting an Airflow; its log is {log}", flush=True)
-        with log.open("w") as out, services.postgres(out) as server, FakeAirbyte(job_seconds=FOREVER) as airbyte:
-            airbyte.tokens["article"] = FOREVER
-            with Bench(Path(folder).resolve() / "airflow", airbyte, server, out, options) as bench:
-                for each in options.ways if options.waiting is None else options.waiting or (16, 64, 256):
-                    time.sleep(15)  # so that Airflow comes to rest
-                    name = WAYS.get(each, f"{each} syncs")
-                    results[name] = bench.compare(each) if each in WAYS else bench.waiting(each)
-                    print(name, json.dumps(results[name]), flush=True)
+    results = dict(result for sitting in sittings for result in measure(sitting, options))
     print(f"\nTwo numbers are the median and, in brackets, the 95th percentile.\n\n{table(results)}")
 
 

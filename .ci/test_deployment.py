@@ -159,7 +159,9 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
             answers += [deployment.api(f"{path}/logs/{number}") for number in range(1, task["try_number"] + 1)]
     kept = {"the REST API": json.dumps(answers).encode(), **files_in(deployment.airflow_home)}
     assert any(START in name for name in kept), "the logs are among what is searched"
-    assert b"\"endpoint\": \"v1/jobs" in kept["the REST API"].replace(b"\\", b""), "the rendered fields are among what is searched"
+    assert b'"endpoint": "v1/jobs' in kept["the REST API"].replace(b"\\", b""), (
+        "the rendered fields are among what is searched"
+    )
 
     secrets = [CLIENT_ID, CLIENT_SECRET, STALE_TOKEN, *airbyte.tokens]
     assert len(secrets) > 6

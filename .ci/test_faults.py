@@ -153,7 +153,7 @@ def test_no_number_of_other_answers_ends_the_wait(scenario, fault):
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="dag.test() lets the timeout end it here")
 def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
-    dripping = {"get_job": [Fault(body=json.dumps({"drip": "x" * 100}), drips=True)]}
+    dripping = {"get_job": [Fault(body=json.dumps({"drip": "x" * 100}), drip=True)]}
     limit = {WAIT: {"execution_timeout": 4, "retries": FOR_EVER}}
     _, airbyte = scenario(faults=dripping, run={"policy": limit}, timeout=3)
     pokes = airbyte.requests_of("get_job")
@@ -294,7 +294,7 @@ def test_a_retry_follows_the_job_of_the_try_before(scenario, fault, look_up, arg
 @needs_try_count
 def test_says_that_the_job_is_refused_which_a_retry_follows(scenario):
     faults = {"create_job": [lost(CLOSED)], "get_job": [Fault(409)] * FOR_EVER}
-    scenario(faults=faults, ends=START_FAILS, says="GET /v1/jobs/1001 with 409. Check connection id")
+    scenario(faults=faults, ends=START_FAILS, says="/v1/jobs/1001 with 409. Check in Airbyte whether")
 
 
 @pytest.mark.parametrize("age", [60, 10])
@@ -518,7 +518,7 @@ def test_names_what_to_do_where_the_certificate_is_not_known(scenario, tmp_path)
 
 
 def test_says_where_a_redirect_points(scenario):
-    redirect = Fault(302, headers=(("Location", "https://me:pass-word@sso.example.com/login"),))
+    redirect = Fault(302, headers={"Location": "https://me:pass-word@sso.example.com/login"})
     result, _ = scenario(faults={"create_job": [redirect]}, posts=2, says="https://sso.example.com/login")
     assert "pass-word" not in result.log
 

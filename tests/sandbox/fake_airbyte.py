@@ -7,7 +7,7 @@ A fake Airbyte: an HTTP server on loopback that answers, and refuses, as Airbyte
         airbyte.jobs           # the jobs that were created
 
 `python tests/sandbox/fake_airbyte.py` runs it alone.
-It answers what this repository's DAG, Airbyte's SDK and Airflow's Airbyte provider ask for.
+It answers what this repository's DAG, Airbyte's SDK, Airflow's Airbyte provider, Dagster and PyAirbyte ask for.
 The API is documented at https://reference.airbyte.com, its server is https://github.com/airbytehq/airbyte-platform.
 """
 
@@ -26,61 +26,51 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
-WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
 OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
 FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
+WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
 CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
 CLIENT_SECRET = "fake-client-secret"
 TOKEN_SECONDS = 900
 SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
-THREE_CONNECTIONS = {
-    CONNECTION_ID: SUCCEEDS,
-    OTHER_CONNECTION_ID: SUCCEEDS,
-    FAILING_CONNECTION_ID: ("pending", "running", "failed"),
-}
 ENDED = ("succeeded", "failed", "cancelled")
+FAILS = ("pending", "running", "failed")
+THREE_CONNECTIONS = {CONNECTION_ID: SUCCEEDS, OTHER_CONNECTION_ID: SUCCEEDS, FAILING_CONNECTION_ID: FAILS}
 
-PROBLEMS = {  # by status: what Airbyte calls it, and says
-    400: ("bad-request", "The request could not be understood by the server due to malformed syntax."),
+# Airbyte's problems (api-problems.yaml): the title, and the message if it is not the status in words.
+PROBLEMS = {
+    400: ("bad-request", ""),
     403: ("forbidden", "Caller does not have the required permissions to access the resource(s)."),
-    404: ("resource-not-found", "The requested resource could not be found."),
-    409: ("state-conflict", "Could not fulfill request"),
-    422: ("unprocessable-entity", "The body of the request was not understood"),
+    404: ("resource-not-found", ""),
+    409: ("state-conflict", "Could not fulfill request"),  # The other 409 is `try-again-later`.
+    422: ("unprocessable-entity", ""),
 }
 
 
-def body_of(status: int, message: str = "", title: str = "") -> str:
-    """Return what Airbyte, or the gateway in front of it, says with a status."""
+def body_of(status: int, message: str = "", title: str = "", path: str = "") -> str:
+    """Return what Airbyte, or the gateway in front of it, says with a status. A path is named only by Micronaut."""
     words = HTTPStatus(status).phrase
     if status in (302, 405, 408, 429, 502, 503, 504):  # of a gateway in front of Airbyte
         return f"<html><body><h1>{status} {words}</h1></body></html>"
     if status == 500:  # an error that nobody caught in Airbyte
         return json.dumps({"errorId": str(uuid.uuid4())})
-    if status not in PROBLEMS:  # Micronaut's
-        embedded = {"errors": [{"message": message or words}]}
-        links = {"self": {"href": "/v1", "templated": False}}
-        return json.dumps({"message": words, "_links": links, "_embedded": embedded})
-    known_title, detail = PROBLEMS[status]
-    title = title or known_title
-    anchor = {"state-conflict": "409-state-conflict"}.get(title, title)
-    return json.dumps(
-        {
-            "status": status,
-            "type": f"https://reference.airbyte.com/reference/errors#{anchor}",
-            "title": title,
-            "detail": detail,
-            "data": {"resourceId": message} if status == 404 else {"message": message or detail},
-        }
-    )
+    if path or status not in PROBLEMS:  # of Micronaut, on which Airbyte is built: airbytehq/airbyte, issue 65592
+        errors = [{"message": message or words, "_links": {}, "_embedded": {}}]
+        links = {"self": {"href": path, "templated": False}}
+        return json.dumps({"message": words, "_links": links, "_embedded": {"errors": errors}})
+    title, message = title or PROBLEMS[status][0], message or PROBLEMS[status][1] or words
+    url = f"https://reference.airbyte.com/reference/errors#{'409-' if title == 'state-conflict' else ''}{title}"
+    data = {"resourceId" if status == 404 else "message": message}
+    return json.dumps({"status": status, "type": url, "title": title, "detail": words, "data": data})
 
 
 class Refused(Exception):
     """Airbyte refuses a request: the status and the body of its answer."""
 
-    def __init__(self, status: int, message: str = "", body: str = "", title: str = "") -> None:
+    def __init__(self, status: int, message: str = "", title: str = "", body: str = "") -> None:
         super().__init__(status, body or body_of(status, message, title))
 
 
@@ -89,10 +79,12 @@ class Fault:
     """What goes wrong with a request."""
 
     status: int = 0  # to answer with
-    body: str | None = None  # to answer with, without it what Airbyte sends with this status; may quote {authorization}
+    body: str | None = (
+        None  # to answer with; may quote {authorization}; without it, what Airbyte sends with this status
+    )
+    headers: dict[str, str] = field(default_factory=dict, hash=False)  # of the answer, besides or instead of its own
+    drip: bool = False  # The answer's body comes a byte every half second, and after a minute no more of it.
     no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
-    headers: tuple[tuple[str, str], ...] = ()  # of the answer, further ones
-    drips: bool = False  # The answer's body comes a byte a second.
     seconds: float = 0  # how long the request waits until all this happens
     carried_out: bool = False  # Airbyte does what was asked, although its answer does not arrive.
     before: Callable[[FakeAirbyte], None] | None = None  # happens just before the request is carried out
@@ -117,6 +109,7 @@ class Job:
     statuses: tuple[str, ...]
     created: float  # in seconds since the epoch, as `ended`
     step: int = 0
+    changed: float | None = None  # when it reached this step
     ended: float | None = None
 
 
@@ -177,9 +170,9 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.listed_types = listed_types
         self.log = log
         self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
-        self.clock_offset = 0.0  # seconds by which Airbyte's own clock is early
         self.jobs: list[Job] = []
         self.job_ids = itertools.count(1001)
+        self.clock_offset = 0.0  # the seconds by which Airbyte's clock is ahead
         self.tokens: dict[str, float] = {}  # and when they expire
         self.requests: list[Request] = []
         self.lock = threading.Lock()
@@ -240,6 +233,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         if self.job_seconds is not None and not job.ended:
             share = (time.time() - job.created) / self.job_seconds if self.job_seconds else 1
             job.step = min(int(share * last), last)
+            job.changed = job.created + self.job_seconds * job.step / max(last, 1)
         status = job.statuses[job.step]
         if status in ENDED and not job.ended:
             job.ended = job.created + self.job_seconds if self.job_seconds else time.time()
@@ -248,17 +242,12 @@ class FakeAirbyte(ThreadingHTTPServer):
     def job_response(self, job: Job, with_stats: bool = False) -> dict:
         """Return the job as Airbyte shows it. What is not known yet is left out, as are the stats in some answers."""
         status = self.status_of(job)
-        response = {
-            "jobId": job.id,
-            "status": status,
-            "jobType": job.type,
-            "startTime": iso_time(job.created + self.clock_offset),
-            "connectionId": job.connection_id,
-        }
+        response = {"jobId": job.id, "status": status, "jobType": job.type, "connectionId": job.connection_id}
+        response["startTime"] = iso_time(job.created + self.clock_offset)
         if job.ended:
             response["lastUpdatedAt"] = iso_time(job.ended + self.clock_offset)
         if status != "pending":
-            response["duration"] = iso_duration(int((job.ended or time.time()) - job.created))
+            response["duration"] = iso_duration(int((job.ended or job.changed or job.created) - job.created))
         if with_stats:
             synced = status == "succeeded" and job.type in ("sync", "refresh")
             response.update(bytesSynced=48_211_904 if synced else 0, rowsSynced=125_000 if synced else 0)
@@ -271,11 +260,8 @@ class FakeAirbyte(ThreadingHTTPServer):
         is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
         client = dict(parse_qsl(request.body)) if is_form else json.loads(request.body)
         if (client.get("client_id"), client.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
-            if self.self_managed:
-                raise Refused(
-                    400, body=body_of(401, "Invalid client id or token").replace("Unauthorized", "Bad Request")
-                )
-            raise Refused(401, body=body_of(500))
+            body = body_of(400, "Invalid client id or token", path=request.path)
+            raise Refused(400, body=body) if self.self_managed else Refused(401, body=body_of(500))
         token = f"fake.{uuid.uuid4()}"
         self.tokens[token] = time.time() + TOKEN_SECONDS
         return {"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS}
@@ -294,8 +280,7 @@ class FakeAirbyte(ThreadingHTTPServer):
                 self.step(job)
             if not begun:
                 return response
-            message = f"A sync is already running for: {connection_id}"
-            raise Refused(409, message, title="try-again-later")
+            raise Refused(409, f"A sync is already running for: {connection_id}", "try-again-later")
         return self.job_response(self.add_job(connection_id, self.before_syncs.pop(0) if self.before_syncs else "sync"))
 
     def get_job(self, request: Request) -> dict:
@@ -309,8 +294,7 @@ class FakeAirbyte(ThreadingHTTPServer):
     def cancel_job(self, request: Request) -> dict:
         """DELETE /v1/jobs/{jobId}: whatever runs on that job's connection is cancelled"""
         job = self.existing_job(request)
-        running = self.unfinished(job.connection_id)
-        if not running:
+        if not (running := self.unfinished(job.connection_id)):
             raise Refused(409, "Job is not currently running")
         for each in running:
             each.statuses, each.step, each.ended = ("cancelled",), 0, time.time()
@@ -331,13 +315,16 @@ class FakeAirbyte(ThreadingHTTPServer):
         ]
         wanted.sort(key=lambda job: job.created, reverse=query.get("orderBy") == "createdAt|DESC")
         first, limit = int(query.get("offset", 0)), int(query.get("limit", 20))
+        if first < 0 or not 1 <= limit <= 100:
+            raise ValueError(f"offset {first}, limit {limit}")
         page = [self.job_response(job, with_stats=True) for job in wanted[first : first + limit]]
-        link = f"{self.url}/v1/jobs?limit={limit}&offset="
-        return {
-            "previous": f"{link}{max(0, first - limit)}" if first else "",
-            "next": f"{link}{first + limit}" if page else "",
-            "data": page,
-        }
+        before = self.link(query, limit, max(first - limit, 0)) if first else ""
+        return {"data": page, "previous": before, "next": self.link(query, limit, first + limit) if page else ""}
+
+    def link(self, query: dict[str, str], limit: int, offset: int) -> str:
+        """Return the address of another page. It forgets filters and order, as Airbyte's does (JobsResponseMapper)."""
+        kept = {name: query[name] for name in ("jobType", "connectionId", "workspaceIds") if name in query}
+        return f"{self.url}/v1/jobs?{urlencode({**kept, 'limit': limit, 'offset': offset})}"
 
     def get_connection(self, request: Request) -> dict:
         """GET /v1/connections/{connectionId}"""
@@ -355,22 +342,25 @@ class FakeAirbyte(ThreadingHTTPServer):
             "tags": [],
         }
 
+    def refuse_path(self, request: Request) -> None:
+        """Refuse a path that is none of the API's. A self-managed Airbyte looks at the token first."""
+        if not self.self_managed:
+            raise Refused(404, body='{"message":"The current request is not defined by this API.","code":404}')
+        self.authorize(request)
+        raise Refused(404, body="Object not found.")  # NotFoundController
+
     # What the operations have in common.
 
     def authorize(self, request: Request) -> None:
         """Refuse a request without a token that is still alive."""
-        if not self.knows_token(request):
-            raise Refused(401)
-
-    def knows_token(self, request: Request) -> bool:
-        """Return whether the request has a token that is still alive."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        return scheme == "Bearer" and self.tokens.get(token, 0) >= time.time()
+        if scheme != "Bearer" or self.tokens.get(token, 0) < time.time():
+            raise Refused(401, body=body_of(401, path=request.path))
 
     def existing_connection(self, connection_id: str) -> str:
         """Return the connection id, or refuse it if no connection has it."""
         if connection_id not in self.statuses:
-            raise Refused(404 if self.self_managed else 403)
+            raise Refused(404, connection_id) if self.self_managed else Refused(403)
         return connection_id
 
     def existing_job(self, request: Request) -> Job:
@@ -383,7 +373,8 @@ class FakeAirbyte(ThreadingHTTPServer):
 
     def step(self, job: Job) -> None:
         """Let the job reach its next status, unless the time decides that."""
-        job.step = min(job.step + 1, len(job.statuses) - 1)
+        if job.step < len(job.statuses) - 1:
+            job.step, job.changed = job.step + 1, time.time()
 
 
 OPERATIONS = {
@@ -443,12 +434,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def carry_out(self, request: Request) -> tuple[int, str]:
         """Return the status and the body of Airbyte's answer."""
-        if not request.operation:
-            if self.server.self_managed and not self.server.knows_token(request):  # as micronaut-security does
-                return 401, body_of(401)
-            return 404, json.dumps({"message": "The current request is not defined by this API.", "code": 404})
         try:
-            return 200, json.dumps(getattr(self.server, request.operation)(request))
+            return 200, json.dumps(getattr(self.server, request.operation or "refuse_path")(request))
         except Refused as refused:
             return refused.args
         except (ValueError, KeyError, TypeError) as error:
@@ -457,21 +444,19 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status: int, text: str, fault: Fault) -> None:
         """Send the answer."""
         body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if text.startswith("<") else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for header in fault.headers or ((("Location", "https://sso.example.com/login"),) if status == 302 else ()):
-            self.send_header(*header)
-        self.end_headers()
+        date = self.date_time_string(time.time() + self.server.clock_offset)
+        kind = "text/html" if text.startswith("<") else "application/json"
+        headers = {"Date": date, "Content-Type": kind, "Content-Length": str(len(body)), **fault.headers}
+        if status == 302:
+            headers.setdefault("Location", f"{self.server.url}/v1/jobs")
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         with suppress(OSError):  # A client that was killed meanwhile
-            for byte in body if fault.drips else ():
-                self.wfile.write(bytes([byte]))
-                self.server.closing.wait(1)
-            self.wfile.write(b"" if fault.drips else body)
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        """Return the time for the header Date."""
-        return super().date_time_string(time.time() + self.server.clock_offset)
+            self.end_headers()
+            for part in [bytes([byte]) for byte in body[:120]] if fault.drip else [body]:
+                self.wfile.write(part)
+                self.server.closing.wait(0.5 if fault.drip else 0)
 
     def log_message(self, *args) -> None:
         """Leave the log to the server's `log`."""
@@ -484,24 +469,22 @@ def iso_time(seconds: float) -> str:
 
 
 def iso_duration(seconds: int) -> str:
-    """Return a duration in seconds as Airbyte writes it: "PT1H4M", "PT12S", "PT0S"."""
-    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
-    parts = ((hours, "H"), (minutes, "M"), (seconds, "S"))
-    return "PT" + ("".join(f"{number}{unit}" for number, unit in parts if number) or "0S")
+    """Return a duration in seconds as Airbyte writes it: "PT1H4M", "PT12S", "PT0S", "PT-5S"."""
+    sign, seconds = "-" if seconds < 0 else "", abs(seconds)
+    parts = ((seconds // 3600, "H"), (seconds // 60 % 60, "M"), (seconds % 60, "S"))
+    return "PT" + ("".join(f"{sign}{number}{unit}" for number, unit in parts if number) or "0S")
 
 
 def main() -> None:
     """Serve until Ctrl-C, on the port that the command line gives."""
-
-    def log(request: Request) -> None:
-        print(f"{request.method} {request.path} -> {request.status} {request.answer}", flush=True)
-
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
+    airbyte = FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port)
+    airbyte.log = lambda asked: print(asked.method, asked.path, "->", asked.status, asked.answer, flush=True)
+    with airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
-        print(f"host           {airbyte.url}\nconnection id  {CONNECTION_ID}")
-        print(f"another        {OTHER_CONNECTION_ID}\none that fails {FAILING_CONNECTION_ID}")
-        print(f"client id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}\n", flush=True)
+        print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
+        print(f"connection ids {CONNECTION_ID}\n               {OTHER_CONNECTION_ID}")
+        print(f"               {FAILING_CONNECTION_ID}, whose syncs fail\n", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 
