@@ -40,7 +40,7 @@ import psycopg2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from sandbox import services
+import services
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
 from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, WAIT, dag_settings

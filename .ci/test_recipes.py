@@ -43,7 +43,7 @@ def several_connections(*connection_ids: str) -> str:
 
     text = re.sub(r"(\w+)\(\.\.\.(?:, )?", fill_in, recipe("TaskGroup"))
     if AIRFLOW_VERSION < (3, 0):
-        text = re.sub(r".*# Airflow 2: ", "", text)
+        text = re.sub(r"from \S+ (import \w+)  # Airflow 2: (\S+)", r"from \2 \1", text)
     for example, connection_id in zip(("<connection id>", "<another>", "<a third>"), connection_ids):
         text = text.replace(example, connection_id)
     return HEAD + text + END
@@ -104,7 +104,7 @@ def test_the_same_connection_twice_is_an_import_error(run):
 
 @needs_try_count
 def test_an_alert_comes_at_each_refusal(run):
-    file = f"{HEAD}{recipe('def alert')}{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
+    file = f"{HEAD}{recipe('ALERTS =')}{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
     with FakeAirbyte({"create_job": [Fault(403)] * 9}) as airbyte:
         states, log = run(file, airbyte, "airbyte_api_sync_demo")
     assert states == {"start_airbyte_sync": "failed", "wait_for_airbyte_sync": "upstream_failed"}, log
