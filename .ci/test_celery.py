@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import services
-from sandbox.deployment import SHORT_DELAYS, Deployment
+from proved_deployment import SHORT_DELAYS, ProvedDeployment
 from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import dag_settings
 
@@ -66,7 +66,7 @@ def deployment(airbyte, postgres, redis, out, tmp_path_factory):
     }
     worker = ["airflow", "celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"]
     workers = {name: [*worker, "--celery-hostname", f"{name}@127.0.0.1"] for name in WORKERS}
-    with Deployment(tmp_path_factory.mktemp("deployment"), environ, out, more=workers) as deployment:
+    with ProvedDeployment(tmp_path_factory.mktemp("deployment"), environ, out, more=workers) as deployment:
         yield deployment
     assert deployment.running() == [], "nothing is left behind"
 

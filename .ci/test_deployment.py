@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sandbox.deployment import AIRFLOW_3, SHORT_DELAYS, Deployment
+from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, files_in, leaks
 
@@ -40,7 +40,7 @@ def deployment(airbyte, tmp_path_factory):
         "AIRFLOW__CORE__SENSITIVE_VAR_CONN_NAMES": "client_id",  # as the README says
     }
     with (folder / "out.log").open("w") as out:
-        with Deployment(folder, environ, out) as deployment:
+        with ProvedDeployment(folder, environ, out) as deployment:
             deployment.airflow("connections", "add", HTTP_CONNECTION, "--conn-type", "http", "--conn-host", airbyte.url)
             deployment.airflow("variables", "set", "MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID)
             deployment.airflow("variables", "set", "AIRBYTE_CLIENT_ID", CLIENT_ID)

@@ -39,7 +39,7 @@ except ImportError:  # Airflow before 3.2
 # ruff: noqa: AIR001, AIR311 (the tutorial's names, and the imports of Airflow 2)
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-TIMEOUT = (5, 15)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
+TIMEOUT = (5, 10)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
 NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, read and write it.
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
 FORM = "If empty: the Variable MY_EXAMPLE_CONNECTION_ID"

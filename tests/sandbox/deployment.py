@@ -19,13 +19,9 @@ from pathlib import Path
 import psutil
 import requests
 from sandbox import throwaway_airflow
-from sandbox.fake_airbyte import FakeAirbyte, Request
-from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID, START, WAIT
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID
 
 AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
-ONE_SECOND = {"retry_delay": 1, "max_retry_delay": 1}
-# On Airflow 2 a poke takes a worker slot for six seconds, and some tests have only one.
-SHORT_DELAYS = {START: {**ONE_SECOND, "retries": 2}, WAIT: {**ONE_SECOND, "poke_interval": 5 if AIRFLOW_3 else 10}}
 
 
 def free_port(preferred: int = 0) -> int:
@@ -143,34 +139,9 @@ class Deployment:
         finally:
             kill_processes_in(self.airflow_home)  # those that have left their group
 
-    def running(self) -> list[psutil.Process]:
-        """Return all processes of this Airflow."""
-        return processes_in(self.airflow_home)
-
-    def process_of(self, port: int) -> psutil.Process:
-        """Return the process that is connected to the fake Airbyte from this port."""
-        for candidate in self.running():
-            with suppress(psutil.NoSuchProcess):  # It has just ended.
-                if any(connection.laddr.port == port for connection in candidate.net_connections("tcp")):
-                    return candidate
-        raise LookupError(f"no process is connected from port {port}")
-
     def start(self, name: str) -> None:
         """Start one of the commands, again if it was killed."""
         self.processes[name] = start_group(self.commands[name], self.out, env=self.environ, cwd=self.airflow_home)
-
-    def kill(self, name: str) -> None:
-        """Kill one of the commands with every process it started, as if its machine died."""
-        process = self.processes.pop(name)
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        end_group(process, signal.SIGKILL)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-
-    def airflow(self, *arguments: str) -> None:
-        """Run an `airflow` command in this Airflow."""
-        subprocess.run(["airflow", *arguments], env=self.environ, check=True, stdout=self.out, stderr=subprocess.STDOUT)
 
     def api(self, path: str, body: dict | None = None):
         """
@@ -207,21 +178,6 @@ class Deployment:
         body = {"conf": conf, **({"logical_date": None} if AIRFLOW_3 else {})}
         return self.api(f"/dags/{DAG_ID}/dagRuns", body)["dag_run_id"]
 
-    def tasks(self, run_id: str) -> dict[str, dict]:
-        """Return the run's task instances, by task."""
-        instances = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
-        return {instance["task_id"]: instance for instance in instances}
-
-    def wait_until_it_waits(self, run_id: str) -> None:
-        """Wait until the sensor of a run is between two pokes."""
-        self.wait_for(
-            lambda: self.tasks(run_id)["wait_for_airbyte_sync"]["state"] == "up_for_reschedule", f"the wait of {run_id}"
-        )
-
-    def wait_for_request(self, airbyte: FakeAirbyte, operation: str) -> Request:
-        """Return the first request of an operation, once it is answered, or its fault leaves it without an answer."""
-        return self.wait_for(lambda: [each for each in airbyte.requests_of(operation) if each.answer], operation)[0]
-
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
 
@@ -230,23 +186,3 @@ class Deployment:
             return state if state in ("success", "failed") else None
 
         return self.wait_for(ended, f"the end of {run_id}", seconds)
-
-    def end_after_a_poke(self, airbyte: FakeAirbyte, run_id: str) -> str:
-        """Let all syncs end as soon as one is poked again. Return the state in which the run ends."""
-        airbyte.requests.clear()
-
-        def poked() -> list[Request]:
-            for name, process in list(self.processes.items()):
-                if process.poll() is not None:  # It gave up, such as without its database: restart it, as systemd does.
-                    self.kill(name)
-                    self.start(name)
-            return airbyte.requests_of("get_job")
-
-        self.wait_for(poked, "another poke", 180)
-        airbyte.job_seconds = 0
-        return self.end_of(run_id, 180)
-
-    def clear(self, run_id: str, task_id: str) -> None:
-        """Clear a task of a run, and the tasks after it, as the web UI does."""
-        options = {"dry_run": False, "only_failed": False, "include_downstream": True, "reset_dag_runs": True}
-        self.api(f"/dags/{DAG_ID}/clearTaskInstances", {"dag_run_id": run_id, "task_ids": [task_id], **options})
