@@ -169,9 +169,9 @@ def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run
 
 @needs_try_count
 def test_a_wait_without_any_answer_has_an_end_as_well(scenario):
-    over = {WAIT: {"timeout": -1000, "retries": FOR_EVER}}
+    over = {WAIT: {"timeout": 0, "retries": FOR_EVER}}
     faults = {"create_token": [None, Fault(503)]}
-    scenario(faults=faults, run={"policy": over}, ends=WAIT_FAILS, says="v1/jobs/1001 has not been seen to end.")
+    scenario(faults=faults, run={"policy": over}, ends=WAIT_FAILS, says="v1/jobs/1001 was not seen to end.")
 
 
 def test_a_run_whose_date_lies_years_back_waits_all_the_same(scenario):
@@ -515,6 +515,19 @@ def test_names_what_to_do_where_the_certificate_is_not_known(scenario, tmp_path)
 
 
 # Answers that are odd.
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_an_answer_that_quotes_the_client_is_logged_without_it(scenario, status):
+    page = f"on /invalid-client: {CLIENT_ID} {CLIENT_SECRET}"
+    result, _ = scenario(faults={"create_token": [Fault(status, page)]}, says="on /invalid-client: *** ***")
+    assert CLIENT_SECRET not in result.log
+
+
+def test_a_long_answer_that_quotes_the_token_is_cut_after_it_is_masked(scenario):
+    page = "x" * 990 + " {authorization}"
+    result, airbyte = scenario(faults={"create_job": [Fault(503, page)]}, posts=2)
+    assert not any(token[:12] in result.log for token in airbyte.tokens)
 
 
 def test_says_where_a_redirect_points(scenario):

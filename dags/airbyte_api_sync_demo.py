@@ -138,11 +138,19 @@ def prepare_poke(context) -> None:
     ti, task, age = context["ti"], context["ti"].task, seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
-    if age > task.timeout + 15 * 60 and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
-        raise AirflowFailException(f"{task.endpoint} has not been seen to end. Clear this task to wait longer.")
     task.poke_interval = max(task.poke_interval, min(age // 30, 5 * 60))
-    task.on_kill = lambda: setattr(task, "silent_fail", False)  # Airflow 2.7 and 2.8 raise a mere Exception then.
-    authorize(context)
+    task.on_kill = lambda: setattr(task, "silent_fail", False)  # Airflow 2.7 and 2.8 stop it by a mere Exception.
+    overdue = age > task.timeout and count_failed_tries(ti)  # On Airflow 3, each try starts the timeout anew.
+    if overdue:
+        task.timeout = 0
+    try:
+        authorize(context)
+    except Exception as error:
+        if overdue:
+            raise AirflowFailException(
+                f"{task.endpoint} was not seen to end. Clear this task to wait longer. {error}"
+            ) from error
+        raise
 
 
 def has_succeeded(response, ti, dag, dag_run) -> bool:
@@ -160,12 +168,11 @@ def has_succeeded(response, ti, dag, dag_run) -> bool:
         shortest = dag.get_task(ti.task_id).poke_interval  # before `prepare_poke`: ti.task is a copy
         others = [each for each in jobs if each["jobId"] != job["jobId"]]
         task.poke_interval = seconds_to_next_poke(age, others, shortest)
-    except Exception as error:  # noqa: BLE001
+    except (RuntimeError, RefusedError, AirflowFailException, LookupError, TypeError, ValueError) as error:
         task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
     if min(age, seconds_since(dag_run.start_date)) > task.timeout:  # `airflow dags test` takes its date as the start.
-        hours, page = task.timeout / 60 / 60, find_page(ti, job, response.url)
-        advice = "The sync goes on. Clear this task to wait longer."
-        raise AirflowFailException(f"Airbyte job {job['jobId']} has not ended after {hours:g} hours: {page} {advice}")
+        advice = f"and goes on. Clear this task to wait longer. {find_page(ti, job, response.url)}"
+        raise AirflowFailException(f"Airbyte job {job['jobId']} has not ended before the timeout, {advice}")
     return False
 
 
@@ -246,8 +253,11 @@ def judge(status: int, text: str, of_token: bool) -> tuple:
 
 def quote(response) -> str:
     """Return what an answer says and points to, without the credentials that it may repeat."""
-    said = f"{response.headers.get('Location', '')} {response.text[:1000]}".strip()
-    return without_login(said.replace(response.request.headers.get("Authorization", "Bearer -").split()[-1], "***"))
+    said = f"{response.headers.get('Location', '')} {response.text}".strip()
+    sent = f"{response.request.headers.get('Authorization', '')} {response.request.body}"
+    for secret in re.findall(r'(?:Bearer |Basic |"client_id": "|"client_secret": ")([^"\s]+)', sent):
+        said = said.replace(secret, "***")
+    return without_login(said)[:1000]
 
 
 def without_login(text) -> str:
@@ -276,7 +286,7 @@ with DAG(
         extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},  # A start may take 130 s.
         pre_execute=follow_earlier_try,
         response_filter=read_job_id,
-        execution_timeout=timedelta(minutes=10),  # ends what no timeout of a request does, and costs a try
+        execution_timeout=timedelta(minutes=10),  # It ends a hang, such as a body that drips, and costs a try.
         retries=7,  # for at least 20 minutes, unless refused
     )
 
