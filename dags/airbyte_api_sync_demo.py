@@ -215,7 +215,7 @@ def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None
     hook, options = HttpHook(method, HTTP_CONNECTION), {**ti.task.extra_options, "timeout": TIMEOUT}
     try:
         return hook.run(endpoint, data, headers or ti.task.headers, options)
-    except OSError as error:  # Every error of requests is one.
+    except (OSError, ValueError) as error:  # Every error of requests is an OSError. The hook refuses some hosts itself.
         advice = "Let REQUESTS_CA_BUNDLE name the file of your CA." if "CERTIFICATE" in str(error) else CHECK_HOST
         raise RuntimeError(f"No answer from {without_login(hook.base_url)}. {advice} {without_login(error)}") from None
 
