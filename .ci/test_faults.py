@@ -170,7 +170,7 @@ def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run
 @needs_try_count
 def test_a_wait_without_any_answer_has_an_end_as_well(scenario):
     over = {WAIT: {"timeout": 0, "retries": FOR_EVER}}
-    faults = {"create_token": [None, Fault(503)]}
+    faults = {"create_token": [None, Fault(503), Fault(503)]}
     scenario(faults=faults, run={"policy": over}, ends=WAIT_FAILS, says="v1/jobs/1001 was not seen to end.")
 
 

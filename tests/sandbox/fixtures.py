@@ -145,7 +145,7 @@ def run_dag(monkeypatch, capfd):
         options = {date: pendulum.now("UTC").subtract(seconds=age)} if age else {}
         dag_run = throwaway_airflow.run_airbyte_tasks(dag, run_conf=conf, **options)
         log = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capfd.readouterr()))
-        log = re.sub(r'File "[^"]*/tests/.*\n.*', "", log)  # Tracebacks quote the test, and so what it looks for.
+        log = re.sub(r'File "[^"]*/(tests|\.ci)/.*\n.*', "", log)  # Tracebacks quote the test.
         found = {ti.task_id: ti for ti in dag_run.get_task_instances()}
         task_ids = {role: task.task_id for role, task in throwaway_airflow.airbyte_tasks(dag).items()}
         instances = {role: found[task_id] for role, task_id in task_ids.items()}
