@@ -156,6 +156,8 @@ def test_the_file_runs_by_itself_and_its_last_line_says_what_happened(airflow_ho
     with FakeAirbyte(statuses={CONNECTION_ID: ("succeeded",)}) as airbyte:
         environ = {**os.environ, **dag_settings(airbyte.url), f"AIRFLOW_VAR_{setting}": value}
         ended = subprocess.run([sys.executable, DAG_FILE], env=environ, capture_output=True, text=True, timeout=180)
+    if AIRFLOW_VERSION == (3, 0) and says.startswith("The run failed"):
+        says = "The run failed: see the log above"  # There a callback does not learn the exception.
     last_line = (ended.stderr if ended.returncode else ended.stdout).splitlines()[-1]
     assert last_line.startswith(says), ended.stdout[-2000:] + ended.stderr[-2000:]
     assert ended.returncode == says.startswith("The run failed")

@@ -69,7 +69,7 @@ def authorize(context) -> None:
     except Exception as error:  # noqa: BLE001 It is missing or unread, or its URI is malformed.
         connection_type = without_login(error)
     if connection_type != "http":  # With https, the hook would call http://.
-        refuse(ti, f"Set the type of {HTTP_CONNECTION} to HTTP. {CHECK_HOST} It is: {connection_type}")
+        refuse(ti, f"Set the type of {HTTP_CONNECTION} to HTTP, or create it. {CHECK_HOST} It is: {connection_type}")
     token = "".join(get_airbyte_token(ti).split())  # A line break is no part of a header.
     mask_secret(token)
     ti.task.headers = {**HEADERS, "Authorization": f"Bearer {token}"}
@@ -240,7 +240,8 @@ def judge(status: int, text: str, of_token: bool) -> tuple:
     if status not in (400, 401, 402, 403, 404, 409, 422) or not text.startswith("{"):
         return False, CHECK_HOST
     if of_token:  # Without /api/public, Airbyte answers 401, too.
-        return True, f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {CHECK_HOST}"
+        check_client = "Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. "
+        return True, ("" if status == 404 else check_client) + CHECK_HOST
     check_user = "Check the connection id, and that your Airbyte user has the role Runner."
     advice = {
         401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
@@ -314,5 +315,5 @@ if __name__ == "__main__":
         if isinstance(task, SimpleHttpOperator):
             task.retries = 0  # Say at once what is wrong.
     if dag.test().state != "success":
-        raise SystemExit(f"The run failed: {errors[0] if errors else 'see the log above'}")
+        raise SystemExit(f"The run failed: {next(filter(None, errors), 'see the log above')}")
     print("The sync has succeeded.")
