@@ -35,7 +35,7 @@ def several_connections(*connection_ids: str) -> str:
 
     def fill_in(match) -> str:
         own = re.search(rf"^( *)\S.*{match[1]}\(\n(.*?)^\1\)|{match[1]}\(\n(.*?)^\)", DAG_BLOCK, re.M | re.S)
-        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|params)=.*\n", "", own[2] or own[3], flags=re.M)
+        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", own[2] or own[3], flags=re.M)
 
     text = re.sub(r"(\w+)\(\.\.\.(?:, )?", fill_in, recipe("TaskGroup"))
     if AIRFLOW_VERSION < (3, 0):
