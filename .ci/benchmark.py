@@ -151,9 +151,8 @@ class Bench(Deployment):
                 duration = self.job_seconds[run_id] * chance.uniform(1 - share, 1 + share)
                 with self.airbyte.lock:
                     self.airbyte.add_job(run_id, age=days * 24 * 60 * 60, duration=duration)
-            if age:  # The start joins a job on a 409 with this title, which the fake's own does not have.
+            if age:
                 self.airbyte.add_job(run_id, age=age)
-                self.airbyte.faults["create_job"] = [Fault(409, '{"title": "try-again-later"}')] * number
             self.start_run(dag_id, run_id, connection_id=run_id)
 
     def jobs(self) -> list[Job]:

@@ -235,14 +235,6 @@ def test_a_server_before_february_2026_does_not_list_the_refresh_that_runs(scena
 # Jobs of other types.
 
 
-@pytest.mark.airflow_3_0
-@pytest.mark.parametrize("job_type", ["reset", "clear"])
-def test_waits_until_a_reset_has_ended(scenario, job_type):
-    says = f"Airbyte job 1001 is a {job_type}, not a sync"
-    scenario(existing_jobs=({**RUNNING, "type": job_type},), posts=3, says=says)
-    scenario(before_syncs=(job_type,), posts=None, new_jobs=2, says=says)
-
-
 def test_never_reports_a_reset_as_a_sync(scenario):
     scenario(
         existing_jobs=({"age": 60, "duration": 1}, {"type": "reset", "statuses": ("running",)}),
@@ -299,9 +291,8 @@ def test_says_that_the_job_is_refused_which_a_retry_follows(scenario):
     scenario(faults=faults, ends=START_FAILS, says="/v1/jobs/1001 with 409. Check in Airbyte whether")
 
 
-@pytest.mark.parametrize("age", [60, 10])
-def test_a_retry_does_not_follow_an_older_sync(scenario, age):
-    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": age, "duration": 1},), posts=2)
+def test_a_retry_does_not_follow_a_sync_of_just_before_the_run(scenario):
+    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": 10, "duration": 1},), posts=2)
 
 
 # How a job ends.

@@ -106,6 +106,7 @@ def test_joins_the_job_that_is_running(scenario, job_type):
     scenario(existing_jobs=({**RUNNING, "type": job_type},), new_jobs=0, says="Airbyte job 1001 is already running")
 
 
+@pytest.mark.airflow_3_0
 @pytest.mark.parametrize("job_type", ["reset", "clear"])
 def test_waits_until_a_reset_has_ended_and_then_syncs(scenario, job_type):
     says = f"Airbyte job 1001 is a {job_type}, not a sync"

@@ -79,9 +79,7 @@ class Fault:
     """What goes wrong with a request."""
 
     status: int = 0  # to answer with
-    body: str | None = (
-        None  # to answer with; may quote {authorization}; without it, what Airbyte sends with this status
-    )
+    body: str | None = None  # to answer with, may quote {authorization}; else what Airbyte sends with this status
     headers: dict[str, str] = field(default_factory=dict, hash=False)  # of the answer, besides or instead of its own
     drip: bool = False  # The answer's body comes a byte every half second, and after a minute no more of it.
     no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
@@ -478,9 +476,11 @@ def iso_duration(seconds: int) -> str:
 def main() -> None:
     """Serve until Ctrl-C, on the port that the command line gives."""
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
-    airbyte = FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port)
-    airbyte.log = lambda asked: print(asked.method, asked.path, "->", asked.status, asked.answer, flush=True)
-    with airbyte:
+
+    def log(asked: Request) -> None:
+        print(asked.method, asked.path, "->", asked.status, asked.answer, flush=True)
+
+    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
         print(f"connection ids {CONNECTION_ID}\n               {OTHER_CONNECTION_ID}")
