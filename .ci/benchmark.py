@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import services
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
-from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, WAIT, dag_settings
+from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
 
 WAYS = {
     DAG_ID: "this DAG",
@@ -228,7 +228,7 @@ class Bench(Deployment):
             "worker slots held by waiting runs": sum(held[each] for each in held.keys() - others) / (end - begin),
             "time without a free slot": f"{full / (end - begin):.0%}",
             "s from trigger to start of the other DAG's task": f"{spread(others.values())}, max {max(others.values()):.1f}",
-            "waiting runs at the end": count(row[2] for row in tasks if row[3] == WAIT),
+            "waiting runs at the end": count(row[2] for row in tasks if row[3] == "wait_for_airbyte_sync"),
             "their tasks": count(f"{row[3]} {row[4]}" for row in tasks if row[0] not in others),
         }
 

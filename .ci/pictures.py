@@ -30,7 +30,7 @@ from selenium.webdriver.remote.webelement import WebElement
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import demo
-from sandbox.throwaway_airflow import DAG_ID, DAGS, WAIT
+from sandbox.throwaway_airflow import DAG_ID, DAGS
 
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--no-proxy-server", "--force-device-scale-factor=1.5"),
@@ -76,7 +76,7 @@ def main() -> None:
             browser.execute_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
             run_id = airflow.trigger()
             print(f"{run_id} has ended: {airflow.end_of(run_id)}", flush=True)
-            browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/{WAIT}")
+            browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/wait_for_airbyte_sync")
             find(browser, f"{LOG}[contains(., 'Success criteria met')]").screenshot(str(folder / "log.png"))
 
 
