@@ -67,32 +67,6 @@ def test_the_next_poke_comes_when_the_sync_can_have_ended(dag_file, age, others,
     assert dag_file["seconds_to_next_poke"](age, others, shortest) == expected
 
 
-HOST, CLIENT = "https://<your host>/api/public", "the Variables AIRBYTE_CLIENT_ID"
-NO_DATABASE = '{"message":"Could not get the current Airbyte user due to an internal error."}'
-
-
-@pytest.mark.parametrize(
-    "status, text, refused, advice_on_the_token, advice",
-    [
-        *((status, "{}", True, CLIENT, "") for status in (400, 402, 422)),
-        (401, "{}", True, CLIENT, "has no login"),
-        (403, "{}", True, CLIENT, "Runner"),
-        (404, "{}", True, HOST, HOST),
-        (409, "{}", True, CLIENT, "active"),
-        (401, NO_DATABASE, False, "busy", "busy"),
-        *((status, "{}", False, "busy", "busy") for status in (408, 429, 500, 502, 503, 504)),
-        *((status, "<html>", False, HOST, HOST) for status in (200, 302, 400, 401, 403, 404, 405)),
-        (404, "404 page not found", False, HOST, HOST),
-        (405, "{}", False, HOST, HOST),
-    ],
-)
-def test_advice_fits_the_answer(dag_file, status, text, refused, advice_on_the_token, advice):
-    for of_token, expected in ((True, advice_on_the_token), (False, advice)):
-        judged = dag_file["judge"](status, text, of_token)
-        assert judged[0] is refused
-        assert expected in judged[1]
-
-
 @pytest.mark.parametrize(
     "text, shown",
     [

@@ -8,14 +8,13 @@ it ends, and holds no worker slot between two checks. Under *Admin*, set:
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET` (*User settings → Applications*), or `CLOUD_API_TOKEN`
 
 If something is wrong, the task's log says what to check. If it looks empty (Airflow 3), open its group *Pre Execute*.
-Put it right within a quarter of an hour, and the run goes on by itself. Later, clear the task that has failed.
+Put it right within ten minutes, and the run goes on by itself. Later, clear the task that has failed.
 Stopping a run does not stop the sync: cancel it in Airbyte. Clear `wait_for_airbyte_sync` to wait for the same job
 again. To sync anew, clear `start_airbyte_sync` of a run that has ended. (In a running one, it may follow its sync.)
 """
 
 import json
 import re
-from datetime import timedelta
 
 import pendulum
 from airflow.providers.http.hooks.http import HttpHook
@@ -40,10 +39,16 @@ except ImportError:  # Airflow before 3.2
 HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 TIMEOUT = (5, 10)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
-NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, read and write it.
+NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, move it.
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
-FORM = "If empty: the Variable MY_EXAMPLE_CONNECTION_ID"
 CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
+ADVICE = {  # if Airbyte refuses a token, or anything else with this status
+    "access_token": f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {CHECK_HOST}",
+    401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
+    403: "Check the connection id, and that your Airbyte user has the role Runner.",
+    404: f"Check the connection id, and that your Airbyte user has the role Runner. {CHECK_HOST}",
+    409: "Check in Airbyte whether the connection is active, and has this job.",
+}
 
 
 class RefusedError(Exception):
@@ -52,7 +57,7 @@ class RefusedError(Exception):
 
 def refuse(ti, message: str) -> None:
     """Raise RefusedError, which costs a try, or fail if five tries have failed since the task was last cleared."""
-    ti.task.silent_fail = False  # In a poke, all else is only logged.
+    ti.task.silent_fail = False  # Else a poke would only log it.
     raise AirflowFailException(message) if count_failed_tries(ti) >= 5 else RefusedError(message)
 
 
@@ -79,29 +84,28 @@ def get_airbyte_token(ti) -> str:
     """Return CLOUD_API_TOKEN, or else a new token."""
     if token := Variable.get("CLOUD_API_TOKEN", "").strip():
         return token
-    client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
-    client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
-    if not (client_id and client_secret):  # or unread: Airflow hides the errors of a secrets backend
+    client = {name: Variable.get(f"AIRBYTE_{name.upper()}", "").strip() for name in ("client_id", "client_secret")}
+    if not all(client.values()):  # or unread: Airflow hides the errors of a secrets backend
         refuse(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
-    client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
-    response = call_airbyte(ti, "v1/applications/token", json.dumps(client), "POST", HEADERS)
+    body = json.dumps({**client, "grant-type": "client_credentials"})
+    response = call_airbyte(ti, "v1/applications/token", body, "POST", HEADERS)
     return read_answer(response, "access_token", ti)["access_token"]
 
 
 def get_connection_id(ti, dag, dag_run) -> str:
     """Return the connection id of the run, or else of the task, or else the Variable's. Jinja puts it into the POST."""
     conf = dag_run.conf or {}
-    if unknown := set(conf) - set(dag.params) - {"openlineage"}:  # TriggerDagRunOperator adds this one.
+    if unknown := set(conf) - {*dag.params, "openlineage", "airflow/task_span_detail_level"}:  # Two are Airflow's own.
         raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There is: {', '.join(dag.params)}.")
-    name, value = "parameter connection_id", conf.get("connection_id") or ti.task.params.get("connection_id") or ""
-    if not value.strip():
-        name, value = "Variable MY_EXAMPLE_CONNECTION_ID", Variable.get("MY_EXAMPLE_CONNECTION_ID", "")
+    value = (conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
+    name = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
+    value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     advice = f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/"
-    if not value.strip():  # or unread, as above
+    if not value:  # or unread, as above
         refuse(ti, advice)
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value.strip()):
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
         raise AirflowFailException(f"{advice} It is: {value[:100]!r}")
-    return value.strip()
+    return value
 
 
 def follow_earlier_try(context) -> None:
@@ -109,10 +113,10 @@ def follow_earlier_try(context) -> None:
     authorize(context)
     ti, task = context["ti"], context["ti"].task
     if count_failed_tries(ti):
-        jobs, now = list_jobs(ti, json.loads(task.data))
-        seconds = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
+        jobs, airbyte_now = list_jobs(ti, json.loads(task.data))
+        run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
         sync = next((job for job in jobs if job["jobType"] not in NO_SYNCS), None)
-        if sync and seconds_since(sync["startTime"], now) <= seconds:
+        if sync and seconds_since(sync["startTime"], airbyte_now) <= run_age:
             task.log.info("No second sync: following job %s, which began during this run.", sync["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
 
@@ -139,18 +143,15 @@ def prepare_poke(context) -> None:
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
     task.poke_interval = max(task.poke_interval, min(age // 30, 5 * 60))
-    task.on_kill = lambda: setattr(task, "silent_fail", False)  # Airflow 2.7 and 2.8 stop it by a mere Exception.
-    overdue = age > task.timeout and count_failed_tries(ti)  # On Airflow 3, each try starts the timeout anew.
-    if overdue:
-        task.timeout = 0
+    task.on_kill = lambda: setattr(task, "silent_fail", False)  # In Airflow 2.7 and 2.8, SIGTERM is a mere Exception.
+    if age > task.timeout and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
+        task.timeout = 0  # after this poke
     try:
         authorize(context)
     except Exception as error:
-        if overdue:
-            raise AirflowFailException(
-                f"{task.endpoint} was not seen to end. Clear this task to wait longer. {error}"
-            ) from error
-        raise
+        if task.timeout:
+            raise
+        raise AirflowFailException(f"No end of {task.endpoint} seen. Clear this task to wait longer. {error}") from None
 
 
 def has_succeeded(response, ti, dag, dag_run) -> bool:
@@ -166,20 +167,19 @@ def has_succeeded(response, ti, dag, dag_run) -> bool:
         jobs, now = list_jobs(ti, job)
         age = seconds_since(job["startTime"], now)
         shortest = dag.get_task(ti.task_id).poke_interval  # before `prepare_poke`: ti.task is a copy
-        others = [each for each in jobs if each["jobId"] != job["jobId"]]
-        task.poke_interval = seconds_to_next_poke(age, others, shortest)
+        task.poke_interval = seconds_to_next_poke(age, jobs, shortest)
     except (RuntimeError, RefusedError, AirflowFailException, LookupError, TypeError, ValueError) as error:
         task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
     if min(age, seconds_since(dag_run.start_date)) > task.timeout:  # `airflow dags test` takes its date as the start.
-        advice = f"and goes on. Clear this task to wait longer. {find_page(ti, job, response.url)}"
-        raise AirflowFailException(f"Airbyte job {job['jobId']} has not ended before the timeout, {advice}")
+        advice = "has not ended before the timeout, and goes on. Clear this task to wait longer."
+        raise AirflowFailException(f"Airbyte job {job['jobId']} {advice} {find_page(ti, job, response.url)}")
     return False
 
 
-def seconds_to_next_poke(age: float, others: list, shortest: float) -> float:
-    """Return the seconds until the third quickest other sync would have ended, or else a 30th of the job's age."""
-    succeeded = [job for job in others if job["jobType"] not in NO_SYNCS and job["status"] == "succeeded"]
-    known = [job["duration"] for job in succeeded if re.fullmatch(r"PT[0-9HMS.]+", job.get("duration") or "")]
+def seconds_to_next_poke(age: float, jobs: list, shortest: float) -> float:
+    """Return the seconds until the third quickest earlier sync would have ended, or else a 30th of the job's age."""
+    succeeded = [job for job in jobs if job["jobType"] not in NO_SYNCS and job["status"] == "succeeded"]
+    known = [job["duration"] for job in succeeded if re.match(r"PT\d", job.get("duration") or "")]  # not "PT-5S"
     durations = sorted(pendulum.parse(duration).total_seconds() for duration in known)
     left = durations[:3][-1] - age if durations else 0
     return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
@@ -188,8 +188,7 @@ def seconds_to_next_poke(age: float, others: list, shortest: float) -> float:
 def seconds_since(start, now=None) -> float:
     """Return the seconds from a start, as Airbyte or Airflow gives it, until now, or until another moment."""
     now = now or pendulum.now("UTC")
-    start = pendulum.parse(start) if isinstance(start, str) else pendulum.instance(start or now)
-    return (now - start).total_seconds()
+    return (now - pendulum.parse(str(start or now))).total_seconds()
 
 
 def find_page(ti, job: dict, url: str) -> str:
@@ -222,34 +221,18 @@ def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None
 
 def read_answer(response, key: str, ti) -> dict:
     """Return the answer, a JSON object with this key. Raise what `refuse` says if Airbyte refuses, else RuntimeError."""
-    text, status, request = response.content.decode("utf-8-sig").strip(), response.status_code, response.request
+    text = response.content.decode("utf-8-sig", "replace").strip()
+    status, request = response.status_code, response.request
     if status < 300 and text.startswith("{") and key in (answer := json.loads(text)):
         return answer
-    refused, advice = judge(status, text, of_token=key == "access_token")
+    busy = status in (408, 429) or status >= 500 or "internal error" in text  # SecurityAwareCurrentUserService
+    refused = status in (400, 401, 402, 403, 404, 409, 422) and text.startswith("{") and not busy
+    advice = ADVICE.get(key, ADVICE.get(status, "")) if refused else "It is busy or in trouble." if busy else CHECK_HOST
     said = quote(response) if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
     message = f"Airbyte answered {request.method} {without_login(request.url)} with {status}. {advice} {said}"
     if refused:
         refuse(ti, message)
     raise RuntimeError(message)
-
-
-def judge(status: int, text: str, of_token: bool) -> tuple:
-    """Return whether Airbyte refuses with this status and text, and what the user should check."""
-    if status in (408, 429) or status >= 500 or "internal error" in text:  # SecurityAwareCurrentUserService, in Airbyte
-        return False, "It is busy or in trouble."
-    if status not in (400, 401, 402, 403, 404, 409, 422) or not text.startswith("{"):
-        return False, CHECK_HOST
-    if of_token:  # Without /api/public, Airbyte answers 401, too.
-        check_client = "Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. "
-        return True, ("" if status == 404 else check_client) + CHECK_HOST
-    check_user = "Check the connection id, and that your Airbyte user has the role Runner."
-    advice = {
-        401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
-        403: check_user,
-        404: f"{check_user} {CHECK_HOST}",
-        409: "Check in Airbyte whether the connection is active, and has this job.",
-    }
-    return True, advice.get(status, "")
 
 
 def quote(response) -> str:
@@ -274,7 +257,7 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description=FORM)},
+    params={"connection_id": Param("", type=["null", "string"], description="Else Variable MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_connection_id": get_connection_id},
     # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
     default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
@@ -287,7 +270,7 @@ with DAG(
         extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},  # A start may take 130 s.
         pre_execute=follow_earlier_try,
         response_filter=read_job_id,
-        execution_timeout=timedelta(minutes=10),  # It ends a hang, such as a body that drips, and costs a try.
+        execution_timeout=pendulum.duration(minutes=10),  # It ends a hang, such as a body that drips, and costs a try.
         retries=7,  # for at least 20 minutes, unless refused
     )
 
@@ -298,7 +281,7 @@ with DAG(
         extra_options={"check_response": False, "allow_redirects": False, "timeout": TIMEOUT},
         pre_execute=prepare_poke,
         response_check=has_succeeded,
-        execution_timeout=timedelta(minutes=5),
+        execution_timeout=pendulum.duration(minutes=5),
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
@@ -312,8 +295,7 @@ if __name__ == "__main__":
     errors = []
     for task in dag.tasks:
         task.on_failure_callback = [lambda context: errors.append(context.get("exception"))]
-        if isinstance(task, SimpleHttpOperator):
-            task.retries = 0  # Say at once what is wrong.
+        task.retries = 0 if isinstance(task, SimpleHttpOperator) else task.retries  # Say at once what is wrong.
     if dag.test().state != "success":
         raise SystemExit(f"The run failed: {next(filter(None, errors), 'see the log above')}")
     print("The sync has succeeded.")

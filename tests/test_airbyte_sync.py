@@ -43,6 +43,7 @@ ID, CLIENT, SECRET, TOKEN = (
     f"AIRFLOW_VAR_{name}"
     for name in ("MY_EXAMPLE_CONNECTION_ID", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET", "CLOUD_API_TOKEN")
 )
+KEYS_OF_AIRFLOW = ("openlineage", "airflow/task_span_detail_level")  # which TriggerDagRunOperator and people add
 
 
 # A sync that goes well.
@@ -72,7 +73,7 @@ def test_sends_what_airbyte_asks_for(scenario):
         pytest.param({"connection_id": ""}, CONNECTION_ID, CONNECTION_ID, id="an empty form"),
         pytest.param({"connection_id": f" {OTHER_CONNECTION_ID} "}, CONNECTION_ID, OTHER_CONNECTION_ID, id="the run's"),
         pytest.param({"connection_id": OTHER_CONNECTION_ID}, None, OTHER_CONNECTION_ID, id="the run's alone"),
-        pytest.param({"openlineage": {}}, CONNECTION_ID, CONNECTION_ID, id="triggered by a DAG with OpenLineage"),
+        pytest.param(dict.fromkeys(KEYS_OF_AIRFLOW, 1), CONNECTION_ID, CONNECTION_ID, id="keys of Airflow's own"),
     ],
 )
 def test_syncs_the_connection_of_the_run_or_else_of_the_variable(run_dag, conf, variable, synced):
@@ -106,8 +107,7 @@ def test_joins_the_job_that_is_running(scenario, job_type):
     scenario(existing_jobs=({**RUNNING, "type": job_type},), new_jobs=0, says="Airbyte job 1001 is already running")
 
 
-@pytest.mark.airflow_3_0
-@pytest.mark.parametrize("job_type", ["reset", "clear"])
+@pytest.mark.parametrize("job_type", [pytest.param("reset", marks=pytest.mark.airflow_3_0), "clear"])
 def test_waits_until_a_reset_has_ended_and_then_syncs(scenario, job_type):
     says = f"Airbyte job 1001 is a {job_type}, not a sync"
     scenario(existing_jobs=({**RUNNING, "type": job_type},), posts=3, says=says)
@@ -131,7 +131,7 @@ def test_follows_the_sync_whose_answer_was_lost_even_if_it_has_ended(scenario, f
 
 
 def test_a_retry_does_not_follow_an_older_sync(scenario):
-    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": 60, "duration": 1},), posts=2)
+    scenario(faults={"create_job": [CLOSED]}, existing_jobs=({"age": 10, "duration": 1},), posts=2)
 
 
 # A hiccup costs a try, and in a poke, where nobody refuses, not even that.

@@ -441,7 +441,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, text: str, fault: Fault) -> None:
         """Send the answer."""
-        body = text.encode()
+        body = text.encode(errors="surrogateescape")
         date = self.date_time_string(time.time() + self.server.clock_offset)
         kind = "text/html" if text.startswith("<") else "application/json"
         headers = {"Date": date, "Content-Type": kind, "Content-Length": str(len(body)), **fault.headers}
