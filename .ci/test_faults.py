@@ -202,9 +202,9 @@ def test_a_task_that_is_stopped_in_a_poke_stays_stopped(scenario):
 @pytest.mark.parametrize(
     "existing_jobs, ends",
     [
-        (({"age": 60, "statuses": ("failed",)}, RUNNING), SUCCESS),
-        ((*({"age": 60, "duration": 1},) * 25, RUNNING), SUCCESS),  # more than a page of others
-        (({**RUNNING, "statuses": ("running", "running", "failed")},), WAIT_FAILS),
+        pytest.param(({"age": 60, "statuses": ("failed",)}, RUNNING), SUCCESS, id="after a failed one"),
+        pytest.param((*({"age": 60, "duration": 1},) * 25, RUNNING), SUCCESS, id="after more than a page"),
+        pytest.param(({**RUNNING, "statuses": ("running", "failed")},), WAIT_FAILS, id="and then it fails"),
     ],
 )
 def test_joins_what_is_running(scenario, existing_jobs, ends):
@@ -215,12 +215,13 @@ def test_joins_what_is_running(scenario, existing_jobs, ends):
 @pytest.mark.parametrize(
     "existing_jobs, faults, counts",
     [
-        (({"statuses": ("pending", "succeeded")},), {}, {"new_jobs": 0}),  # Airbyte has not begun it.
+        (({"statuses": ("pending", "succeeded")},), {}, {"new_jobs": 0}),
         ((), {"create_job": [lost(Fault(409))]}, {"posts": None}),
         ((), {"create_job": [Fault(409)]}, {"posts": 2}),
         ((RUNNING,), {"list_jobs": [JOBS_END]}, {"posts": 2}),
         ((RUNNING,), {"create_job": [Fault(after=FakeAirbyte.expire_tokens)]}, {"posts": 2, "new_jobs": 0}),
     ],
+    ids=["not yet begun", "but it was started", "and nothing runs", "it ends meanwhile", "tokens expire meanwhile"],
 )
 def test_a_409_leads_to_one_sync(scenario, existing_jobs, faults, counts):
     scenario(existing_jobs=existing_jobs, faults=faults, **counts)
@@ -277,6 +278,20 @@ def test_one_sync_although_its_answer_is_lost(scenario, fault):
         (CLOSED, [JOBS_END], {"before_syncs": ("refresh",)}),
         (CLOSED, [Fault(before=sync_ends_and_a_reset_follows)], {"new_jobs": 2}),
         (CLOSED, [Fault(before=clock_was_late)], {}),
+    ],
+    ids=[
+        "no answer",
+        "503",
+        "403",
+        "somebody else's answer",
+        "connection lost",
+        "and it fails",
+        "the look-up goes wrong",
+        "its job is refused",
+        "the token, too",
+        "a refresh",
+        "a reset follows it",
+        "its clock is late",
     ],
 )
 def test_a_retry_follows_the_job_of_the_try_before(scenario, fault, look_up, arguments):
@@ -386,11 +401,12 @@ NO_PARAMETER = "No such parameter: connectionId. There is: connection_id."
 @pytest.mark.parametrize(
     "says, arguments",
     [
-        *(("Set the parameter connection_id to the UUID", {"conf": {"connection_id": id}}) for id in WRONG_IDS),
-        *(("Set the Variable MY_EXAMPLE", {"variables": {CONNECTION_ID_VARIABLE: id}}) for id in WRONG_IDS[:4]),
+        *(("Set the parameter connection_id to the UUID", {"conf": {"connection_id": each}}) for each in WRONG_IDS),
+        ("Set the Variable MY_EXAMPLE_CONNECTION_ID to the UUID", {"variables": {CONNECTION_ID_VARIABLE: "1234"}}),
         (NO_PARAMETER, {"conf": {"connectionId": CONNECTION_ID}}),
         (NO_PARAMETER, {"conf": {"connection_id": CONNECTION_ID, "connectionId": ""}}),
     ],
+    ids=str,
 )
 def test_fails_at_once_with_what_was_mistyped(scenario, says, arguments):
     result, airbyte = scenario(run=arguments, ends=START_FAILS, says=says, posts=0, new_jobs=0)
