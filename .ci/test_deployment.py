@@ -166,3 +166,14 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
     secrets = [CLIENT_ID, CLIENT_SECRET, STALE_TOKEN, *airbyte.tokens]
     assert len(secrets) > 6
     assert leaks(kept, secrets) == set()
+
+
+def test_a_token_in_an_answer_is_masked_in_the_log(deployment, airbyte):
+    """The last test: Airflow 3 also copies the line, unmasked, to the scheduler's output."""
+    job = {"jobId": 1001, "status": "running", "jobType": "sync", "connectionId": CONNECTION_ID}
+    airbyte.faults["get_job"] = [Fault(body=json.dumps({**job, "quoted": "{authorization}"}))]
+    run_id = deployment.trigger()
+    assert deployment.end_of(run_id) == "success"
+    log = json.dumps(deployment.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{WAIT}/logs/1"))
+    assert "quoted" in log
+    assert leaks({"log": log.encode()}, [*airbyte.tokens]) == set()

@@ -70,11 +70,12 @@ def authorize(context) -> None:
     """Put a token into the task's headers, at every try and poke: it is never old, and no template field holds it."""
     ti = context["ti"]  # On Airflow 3.0, context["task"] is not the task that runs. ti.task is.
     try:
-        connection_type = HttpHook.get_connection(HTTP_CONNECTION).conn_type
+        kind = HttpHook.get_connection(HTTP_CONNECTION).conn_type
+        advice = f"Set the type of {HTTP_CONNECTION} to HTTP, for https, too. It is of type {kind}."
     except Exception as error:  # noqa: BLE001 It is missing or unread, or its URI is malformed.
-        connection_type = without_login(error)
-    if connection_type != "http":  # With https, the hook would call http://.
-        refuse(ti, f"Set the type of {HTTP_CONNECTION} to HTTP, or create it. {CHECK_HOST} It is: {connection_type}")
+        kind, advice = None, f"Create {HTTP_CONNECTION}, of type HTTP: {without_login(error)}. {CHECK_HOST}"
+    if kind != "http":  # With https, the hook would call http://.
+        refuse(ti, advice)
     token = "".join(get_airbyte_token(ti).split())  # A line break is no part of a header.
     mask_secret(token)
     ti.task.headers = {**HEADERS, "Authorization": f"Bearer {token}"}
@@ -96,7 +97,7 @@ def get_connection_id(ti, dag, dag_run) -> str:
     """Return the connection id of the run, or else of the task, or else the Variable's. Jinja puts it into the POST."""
     conf = dag_run.conf or {}
     if unknown := set(conf) - {*dag.params, "openlineage", "airflow/task_span_detail_level"}:  # Two are Airflow's own.
-        raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There is: {', '.join(dag.params)}.")
+        raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There are: {[*dag.params]}")
     value = (conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
     name = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
@@ -227,7 +228,8 @@ def read_answer(response, key: str, ti) -> dict:
         return answer
     busy = status in (408, 429) or status >= 500 or "internal error" in text  # SecurityAwareCurrentUserService
     refused = status in (400, 401, 402, 403, 404, 409, 422) and text.startswith("{") and not busy
-    advice = ADVICE.get(key, ADVICE.get(status, "")) if refused else "It is busy or in trouble." if busy else CHECK_HOST
+    refusal = CHECK_HOST if (key, status) == ("access_token", 404) else ADVICE.get(key, ADVICE.get(status, ""))
+    advice = refusal if refused else "It is busy or in trouble." if busy else CHECK_HOST
     said = quote(response) if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
     message = f"Airbyte answered {request.method} {without_login(request.url)} with {status}. {advice} {said}"
     if refused:
