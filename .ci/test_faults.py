@@ -129,6 +129,8 @@ def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operati
 
 # Pokes that are refused.
 
+NO_END = "No end of v1/jobs/1001 seen. Clear this task to wait longer."
+
 
 @pytest.mark.parametrize(
     "faults",
@@ -171,10 +173,17 @@ def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run
 
 
 @needs_try_count
-def test_a_wait_without_any_answer_has_an_end_as_well(scenario):
-    over = {WAIT: {"timeout": 0, "retries": FOR_EVER}}
-    faults = {"create_token": [None, Fault(503), Fault(503)]}
-    scenario(faults=faults, run={"policy": over}, ends=WAIT_FAILS, says="No end of v1/jobs/1001 seen. Clear this task")
+@pytest.mark.parametrize(
+    "faults, policy, says",
+    [
+        pytest.param({"create_token": [None, Fault(503), Fault(503)]}, {"timeout": 0}, NO_END, id="no token"),
+        pytest.param({"get_job": [Fault(403), *[Fault(503)] * FOR_EVER]}, {"timeout": 60}, "timed out", id="no job"),
+    ],
+)
+def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, policy, says):
+    over = {"age": 100, "policy": {WAIT: {"retries": FOR_EVER, **policy}}}
+    _, airbyte = scenario(faults=faults, run=over, ends=WAIT_FAILS, says=says)
+    assert len(airbyte.requests_of("get_job")) <= 2, "one more look"
 
 
 def test_a_run_whose_date_lies_years_back_waits_all_the_same(scenario):
@@ -445,7 +454,7 @@ STALE = {"run": {"variables": {TOKEN_VARIABLE: "stale"}}}
         pytest.param(CHECK_HOST, {"host": "http://air byte"}, id="no host name"),
         pytest.param(CHECK_HOST, {"host": ""}, id="no host"),
         pytest.param(f"with 401. {CHECK_CLIENT} {CHECK_HOST}", {**SELF_MANAGED, "host": "{root}"}, id="no /api/public"),
-        pytest.param("/v1/v1/applications/token with 404.", {"host": "{url}/v1"}, id="host with /v1"),
+        pytest.param(f"/v1/v1/applications/token with 404. {CHECK_HOST}", {"host": "{url}/v1"}, id="host with /v1"),
         pytest.param(f"with 403. {CHECK_ID}", UNKNOWN_ID, id="unknown connection on Cloud"),
         pytest.param(f"with 404. {CHECK_ID} {CHECK_HOST}", {**UNKNOWN_ID, **SELF_MANAGED}, id="the same, self-managed"),
     ],
