@@ -129,8 +129,6 @@ def test_says_what_is_missing_in_an_answer_and_quotes_no_token(scenario, operati
 
 # Pokes that are refused.
 
-NO_END = "No end of v1/jobs/1001 seen. Clear this task to wait longer."
-
 
 @pytest.mark.parametrize(
     "faults",
@@ -174,14 +172,18 @@ def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run
 
 @needs_try_count
 @pytest.mark.parametrize(
-    "faults, policy, says",
+    "faults, says",
     [
-        pytest.param({"create_token": [None, Fault(503), Fault(503)]}, {"timeout": 0}, NO_END, id="no token"),
-        pytest.param({"get_job": [Fault(403), *[Fault(503)] * FOR_EVER]}, {"timeout": 60}, "timed out", id="no job"),
+        pytest.param(
+            {"create_token": [None, Fault(503), Fault(503)]},
+            "No end of v1/jobs/1001 seen. Clear this task to wait longer.",
+            id="no token",
+        ),
+        pytest.param({"get_job": [Fault(403), *[Fault(503)] * FOR_EVER]}, "timed out", id="no job"),
     ],
 )
-def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, policy, says):
-    over = {"age": 100, "policy": {WAIT: {"retries": FOR_EVER, **policy}}}
+def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, says):
+    over = {"age": 100, "policy": {WAIT: {"timeout": 60, "retries": FOR_EVER}}}
     _, airbyte = scenario(faults=faults, run=over, ends=WAIT_FAILS, says=says)
     assert len(airbyte.requests_of("get_job")) <= 2, "one more look"
 
