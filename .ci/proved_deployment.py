@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from contextlib import suppress
 
 import psutil
-from sandbox.deployment import AIRFLOW_3, Deployment, end_group, processes_in
+from sandbox.deployment import AIRFLOW_3, Deployment, end_group
 from sandbox.fake_airbyte import FakeAirbyte, Request
 from sandbox.throwaway_airflow import DAG_ID, START, WAIT
 
@@ -16,20 +15,14 @@ ONE_SECOND = {"retry_delay": 1, "max_retry_delay": 1}
 SHORT_DELAYS = {START: {**ONE_SECOND, "retries": 2}, WAIT: {**ONE_SECOND, "poke_interval": 5 if AIRFLOW_3 else 10}}
 
 
+def sender(request: Request) -> psutil.Process:
+    """Return the process that sent a request, and waits for the answer."""
+    sockets = psutil.net_connections("tcp")
+    return psutil.Process(next(each.pid for each in sockets if each.laddr.port == request.port))
+
+
 class ProvedDeployment(Deployment):
     """A `Deployment` for tests."""
-
-    def running(self) -> list[psutil.Process]:
-        """Return all processes of this Airflow."""
-        return processes_in(self.airflow_home)
-
-    def process_of(self, port: int) -> psutil.Process:
-        """Return the process that is connected to the fake Airbyte from this port."""
-        for candidate in self.running():
-            with suppress(psutil.NoSuchProcess):  # It has just ended.
-                if any(connection.laddr.port == port for connection in candidate.net_connections("tcp")):
-                    return candidate
-        raise LookupError(f"no process is connected from port {port}")
 
     def kill(self, name: str) -> None:
         """Kill one of the commands with every process it started, as if its machine died."""
@@ -40,20 +33,16 @@ class ProvedDeployment(Deployment):
             with suppress(psutil.NoSuchProcess):
                 child.kill()
 
-    def airflow(self, *arguments: str) -> None:
-        """Run an `airflow` command in this Airflow."""
-        subprocess.run(["airflow", *arguments], env=self.environ, check=True, stdout=self.out, stderr=subprocess.STDOUT)
-
     def tasks(self, run_id: str) -> dict[str, dict]:
         """Return the run's task instances, by task."""
         instances = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
         return {instance["task_id"]: instance for instance in instances}
 
-    def wait_until_it_waits(self, run_id: str) -> None:
-        """Wait until the sensor of a run is between two pokes."""
-        self.wait_for(
-            lambda: self.tasks(run_id)["wait_for_airbyte_sync"]["state"] == "up_for_reschedule", f"the wait of {run_id}"
-        )
+    def waiting_run(self) -> str:
+        """Trigger the DAG, and return the id of the run once its sensor is between two pokes."""
+        run_id = self.trigger()
+        self.wait_for(lambda: self.tasks(run_id)["wait_for_airbyte_sync"]["state"] == "up_for_reschedule", "the wait")
+        return run_id
 
     def wait_for_request(self, airbyte: FakeAirbyte, operation: str) -> Request:
         """Return the first request of an operation, once it is answered, or its fault leaves it without an answer."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
+import shutil
 from importlib.util import find_spec
 
 import pytest
-import services
-from proved_deployment import SHORT_DELAYS, ProvedDeployment
+from postgres import PG_CTL, Postgres
+from proved_deployment import SHORT_DELAYS, ProvedDeployment, sender
+from sandbox.deployment import free_port
 from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import dag_settings
 
@@ -16,7 +17,7 @@ pytestmark = [
     pytest.mark.celery,
     pytest.mark.usefixtures("fresh_airbyte"),
     pytest.mark.skipif(
-        not (find_spec("celery") and services.program("postgres") and services.program("redis-server")),
+        not (find_spec("celery") and PG_CTL and shutil.which("redis-server")),
         reason="needs apache-airflow-providers-celery[redis], psycopg2-binary, asyncpg, PostgreSQL and Redis",
     ),
 ]
@@ -26,21 +27,9 @@ WORKERS = ("worker-1", "worker-2")
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    with (tmp_path_factory.mktemp("celery") / "out.log").open("w") as out:
-        yield out
-
-
-@pytest.fixture(scope="module")
-def postgres(out):
-    with services.postgres(out) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis(out):
-    with services.redis(out) as server:
-        yield server
+def postgres():
+    with Postgres() as postgres:
+        yield postgres
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +39,28 @@ def airbyte():
 
 
 @pytest.fixture(scope="module")
-def deployment(airbyte, postgres, redis, out, tmp_path_factory):
+def deployment(airbyte, postgres, tmp_path_factory):
     """An Airflow with two Celery workers, of four slots each."""
+    folder, port = tmp_path_factory.mktemp("deployment"), str(free_port())
     environ = {
         **dag_settings(airbyte.url),
         "TASK_POLICY": json.dumps(SHORT_DELAYS),
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": services.sqlalchemy_url(postgres),
-        "AIRFLOW__CELERY__BROKER_URL": f"redis://127.0.0.1:{redis.port}/0",
-        "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{services.sqlalchemy_url(postgres)}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url,
+        "AIRFLOW__CELERY__BROKER_URL": f"redis://127.0.0.1:{port}/0",
+        "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{postgres.url}",
         "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "20",  # for a task that a dead worker or broker had in its queue
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
         "C_FORCE_ROOT": "1",
     }
+    # It keeps every command on disk, so that a kill loses nothing.
+    redis = ["redis-server", "--bind", "127.0.0.1", "--port", port, "--appendonly", "yes", "--appendfsync", "always"]
     worker = ["airflow", "celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"]
     workers = {name: [*worker, "--celery-hostname", f"{name}@127.0.0.1"] for name in WORKERS}
-    with ProvedDeployment(tmp_path_factory.mktemp("deployment"), environ, out, more=workers) as deployment:
-        yield deployment
-    assert deployment.running() == [], "nothing is left behind"
-
-
-@pytest.fixture
-def one_sync(deployment, airbyte, endless):
-    """A run that waits for its sync. In the end it must succeed, with that one sync."""
-    run_id = deployment.trigger()
-    deployment.wait_until_it_waits(run_id)
-    yield
-    assert deployment.end_after_a_poke(airbyte, run_id) == "success"
-    assert len(airbyte.jobs) == 1
+    with (folder / "out.log").open("w") as out:
+        with ProvedDeployment(folder, environ, out, more={"redis": redis, **workers}) as deployment:
+            yield deployment
 
 
 def test_twelve_syncs_at_once(deployment, airbyte):
@@ -93,7 +75,7 @@ def test_a_worker_dies_during_a_request(deployment, airbyte, operation):
     airbyte.faults[operation] = [Fault(no_answer="silent", carried_out=True)]
     run_id = deployment.trigger()
     request = deployment.wait_for_request(airbyte, operation)
-    ancestors = [process.pid for process in deployment.process_of(request.port).parents()]
+    ancestors = [process.pid for process in sender(request).parents()]
     (worker,) = [name for name in WORKERS if deployment.processes[name].pid in ancestors]
     deployment.kill(worker)
     assert deployment.end_after_a_poke(airbyte, run_id) == "success", "the other worker has taken over"
@@ -101,16 +83,13 @@ def test_a_worker_dies_during_a_request(deployment, airbyte, operation):
     deployment.start(worker)
 
 
-def test_redis_dies_during_the_wait(one_sync, redis):
-    redis.end(signal.SIGKILL)
-    redis.start()
-
-
-def test_postgres_restarts_during_the_wait(one_sync, postgres):
-    postgres.end(signal.SIGINT)
-    postgres.start()
-
-
-def test_the_scheduler_dies_during_the_wait(one_sync, deployment):
-    deployment.kill("scheduler")
-    deployment.start("scheduler")
+@pytest.mark.parametrize("dies", ["redis", "postgres", "scheduler"])
+def test_the_wait_survives(deployment, airbyte, endless, postgres, dies):
+    run_id = deployment.waiting_run()
+    if dies == "postgres":
+        postgres.control("restart", "--mode=fast")
+    else:
+        deployment.kill(dies)
+        deployment.start(dies)
+    assert deployment.end_after_a_poke(airbyte, run_id) == "success"
+    assert len(airbyte.jobs) == 1

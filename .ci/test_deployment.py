@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment
+from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment, sender
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
-from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, HTTP_CONNECTION, files_in, leaks
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_ID, files_in, leaks
 
 START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 pytestmark = [
@@ -39,14 +39,9 @@ def deployment(airbyte, tmp_path_factory):
         "AIRFLOW__CORE__PARALLELISM": "1",
         "AIRFLOW__CORE__SENSITIVE_VAR_CONN_NAMES": "client_id",  # as the README says
     }
-    with (folder / "out.log").open("w") as out:
-        with ProvedDeployment(folder, environ, out) as deployment:
-            deployment.airflow("connections", "add", HTTP_CONNECTION, "--conn-type", "http", "--conn-host", airbyte.url)
-            deployment.airflow("variables", "set", "MY_EXAMPLE_CONNECTION_ID", CONNECTION_ID)
-            deployment.airflow("variables", "set", "AIRBYTE_CLIENT_ID", CLIENT_ID)
-            deployment.airflow("variables", "set", "AIRBYTE_CLIENT_SECRET", CLIENT_SECRET)
-            yield deployment
-        assert deployment.running() == [], "nothing is left behind"
+    with (folder / "out.log").open("w") as out, ProvedDeployment(folder, environ, out) as deployment:
+        deployment.configure(airbyte.url)
+        yield deployment
 
 
 def test_the_dag_appears_without_an_error_or_a_warning(deployment):
@@ -54,12 +49,6 @@ def test_the_dag_appears_without_an_error_or_a_warning(deployment):
     assert deployment.api("/dagWarnings")["total_entries"] == 0
     tasks = deployment.api(f"/dags/{DAG_ID}/tasks")["tasks"]
     assert {task["task_id"] for task in tasks} == {START, WAIT}
-
-
-def test_syncs_the_connection_of_the_variable_or_of_the_run(deployment, airbyte):
-    runs = [deployment.trigger(), deployment.trigger(connection_id=FIVE[0])]
-    assert [deployment.end_of(run_id) for run_id in runs] == ["success", "success"]
-    assert sorted(job.connection_id for job in airbyte.jobs) == sorted([CONNECTION_ID, FIVE[0]])
 
 
 def test_five_syncs_share_one_worker_slot(deployment, airbyte, endless):
@@ -86,29 +75,19 @@ def test_pokes_next_when_the_sync_may_have_ended(deployment, airbyte, endless, a
     assert first < second_poke <= second < second_poke + 40
 
 
+@pytest.mark.parametrize("operation", ["create_job", "get_job"])
 @pytest.mark.parametrize("connection_id, state", [(CONNECTION_ID, "success"), (FAILS, "failed")])
-def test_a_task_killed_during_the_post_neither_loses_nor_doubles_the_sync(deployment, airbyte, connection_id, state):
+def test_a_killed_task_neither_loses_nor_doubles_the_sync(deployment, airbyte, operation, connection_id, state):
     airbyte.job_seconds = 0  # It has ended by the time of the retry.
-    airbyte.faults["create_job"] = [Fault(no_answer="silent", carried_out=True)]
+    airbyte.faults[operation] = [Fault(no_answer="silent", carried_out=True)]
     run_id = deployment.trigger(connection_id=connection_id)
-    post = deployment.wait_for_request(airbyte, "create_job")
-    deployment.process_of(post.port).kill()
+    sender(deployment.wait_for_request(airbyte, operation)).kill()
     assert deployment.end_of(run_id) == state
     assert len(airbyte.jobs) == 1
 
 
-def test_the_wait_survives_a_task_killed_during_a_poke(deployment, airbyte, endless):
-    airbyte.faults["get_job"] = [Fault(no_answer="silent")]
-    run_id = deployment.trigger()
-    poke = deployment.wait_for_request(airbyte, "get_job")
-    deployment.process_of(poke.port).kill()
-    assert deployment.end_after_a_poke(airbyte, run_id) == "success"
-    assert len(airbyte.jobs) == 1
-
-
 def test_the_wait_survives_a_killed_scheduler(deployment, airbyte, endless):
-    run_id = deployment.trigger()
-    deployment.wait_until_it_waits(run_id)
+    run_id = deployment.waiting_run()
     deployment.kill("scheduler")
     deployment.start("scheduler")
     assert deployment.end_after_a_poke(airbyte, run_id) == "success"
@@ -122,13 +101,12 @@ def test_clearing_the_wait_waits_for_the_same_job_again(deployment, airbyte):
     deployment.clear(run_id, WAIT)
     assert deployment.wait_for_request(airbyte, "get_job").path.endswith(f"/{airbyte.jobs[0].id}")
     assert deployment.end_of(run_id) == "success"
-    assert len(airbyte.jobs) == 1
+    assert [job.connection_id for job in airbyte.jobs] == [CONNECTION_ID], "the Variable's"
 
 
 @pytest.mark.parametrize("run_has_ended", [True, False])
 def test_clearing_the_start_starts_a_new_sync(deployment, airbyte, endless, run_has_ended):
-    run_id = deployment.trigger()
-    deployment.wait_until_it_waits(run_id)
+    run_id = deployment.waiting_run()
     airbyte.job_seconds = 0
     if run_has_ended:
         assert deployment.end_of(run_id) == "success"
@@ -142,10 +120,10 @@ def test_clearing_the_start_starts_a_new_sync(deployment, airbyte, endless, run_
 
 def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
     ends = [deployment.end_of(deployment.trigger(connection_id=each)) for each in (CONNECTION_ID, FAILS)]
-    deployment.airflow("variables", "set", "CLOUD_API_TOKEN", STALE_TOKEN)
+    deployment.api("/variables", {"key": "CLOUD_API_TOKEN", "value": STALE_TOKEN})
     refused = deployment.trigger()
     ends.append(deployment.end_of(refused))
-    deployment.airflow("variables", "delete", "CLOUD_API_TOKEN")
+    deployment.api("/variables/CLOUD_API_TOKEN", method="DELETE")
     assert ends == ["success", "failed", "failed"]
     log = deployment.api(f"/dags/{DAG_ID}/dagRuns/{refused}/taskInstances/{START}/logs/1")
     assert "with 401" in json.dumps(log)
@@ -159,9 +137,7 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
             answers += [deployment.api(f"{path}/logs/{number}") for number in range(1, task["try_number"] + 1)]
     kept = {"the REST API": json.dumps(answers).encode(), **files_in(deployment.airflow_home)}
     assert any(START in name for name in kept), "the logs are among what is searched"
-    assert b'"endpoint": "v1/jobs' in kept["the REST API"].replace(b"\\", b""), (
-        "the rendered fields are among what is searched"
-    )
+    assert b'"endpoint": "v1/jobs' in kept["the REST API"].replace(b"\\", b""), "and the rendered fields"
 
     secrets = [CLIENT_ID, CLIENT_SECRET, STALE_TOKEN, *airbyte.tokens]
     assert len(secrets) > 6

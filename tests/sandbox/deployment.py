@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import requests
 from sandbox import throwaway_airflow
-from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID
+from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, DAG_ID, HTTP_CONNECTION, VARIABLES
 
 AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
 
@@ -134,7 +134,7 @@ class Deployment:
 
     def __exit__(self, *exc_info) -> None:
         try:
-            for process in self.processes.values():
+            for process in reversed(self.processes.values()):
                 end_group(process)
         finally:
             kill_processes_in(self.airflow_home)  # those that have left their group
@@ -143,14 +143,14 @@ class Deployment:
         """Start one of the commands, again if it was killed."""
         self.processes[name] = start_group(self.commands[name], self.out, env=self.environ, cwd=self.airflow_home)
 
-    def api(self, path: str, body: dict | None = None):
+    def api(self, path: str, body: dict | None = None, method: str = ""):
         """
-        Call Airflow's public REST API: POST if there is a body, else GET.
+        Call Airflow's public REST API: POST if there is a body, else GET, unless the method is given.
 
-        :return: its JSON; None if there is no such thing, or nobody answers yet
+        :return: its JSON; None if there is no such thing, nothing to say, or nobody answers yet
         :raise RuntimeError: for any other answer
         """
-        method, url = "GET" if body is None else "POST", f"{self.url}/api/v{2 if AIRFLOW_3 else 1}{path}"
+        method, url = method or ("POST" if body else "GET"), f"{self.url}/api/v{2 if AIRFLOW_3 else 1}{path}"
         try:
             if AIRFLOW_3 and "Authorization" not in self.session.headers:
                 token = self.session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
@@ -158,11 +158,17 @@ class Deployment:
             response = self.session.request(method, url, json=body, timeout=30)
         except requests.RequestException:
             return None
-        if response.status_code == 404:
+        if response.status_code in (204, 404):
             return None
         if not response.ok:
             raise RuntimeError(f"{path}: {response.status_code} {response.text}")
         return response.json()
+
+    def configure(self, airbyte_url: str) -> None:
+        """Create the connection and the Variables that the DAG needs."""
+        self.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte_url})
+        for name, value in VARIABLES.items():
+            self.api("/variables", {"key": name, "value": value})
 
     def wait_for(self, condition, what: str, seconds: float = 90):
         """Return what the condition returns, once that is true. Raise TimeoutError after so many seconds."""

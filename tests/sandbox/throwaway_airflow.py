@@ -19,6 +19,11 @@ DAG_FILE = next(file for file in DAGS.rglob("*.py") if f'"{DAG_ID}"' in file.rea
 START, WAIT = "start", "wait"  # the two tasks' names in the sandbox
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
 HTTP_CONNECTION_VARIABLE = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
+VARIABLES = {
+    "MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
+    "AIRBYTE_CLIENT_ID": CLIENT_ID,
+    "AIRBYTE_CLIENT_SECRET": CLIENT_SECRET,
+}
 AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
 
@@ -54,9 +59,7 @@ def dag_settings(host: str, **login: str) -> dict[str, str]:
     """
     return {
         HTTP_CONNECTION_VARIABLE: json.dumps({"conn_type": "http", "host": host, **login}),
-        "AIRFLOW_VAR_AIRBYTE_CLIENT_ID": CLIENT_ID,
-        "AIRFLOW_VAR_AIRBYTE_CLIENT_SECRET": CLIENT_SECRET,
-        "AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
+        **{f"AIRFLOW_VAR_{name}": value for name, value in VARIABLES.items()},
     }
 
 
