@@ -12,9 +12,8 @@
 """
 Measure what a sync costs: many at once on a real Airflow (LocalExecutor, PostgreSQL) against the fake Airbyte.
 
-It compares this DAG with those in `benchmark_dags.py`. With --waiting it shows how many syncs can wait at once,
-and with --trouble what waiting syncs leave to another DAG while Airbyte is in trouble.
-It only prints figures, which depend on the machine: let nothing else run there.
+It compares this DAG with those in `benchmark_dags.py`, or with --trouble what syncs that wait leave to another DAG
+while Airbyte is in trouble. It only prints figures, which depend on the machine: let nothing else run there.
 It needs Debian's package postgresql. `uv run .ci/benchmark.py` installs the rest.
 """
 
@@ -30,7 +29,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
@@ -40,7 +38,7 @@ import psycopg2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import services
+from postgres import Postgres
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
 from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
@@ -54,11 +52,6 @@ WAYS = {
 TROUBLES = {"good": "no trouble", "silent": "Airbyte never answers", "expired": "CLOUD_API_TOKEN has expired"}
 FOREVER = 1e10
 ENDED = "select run_id, state, end_date from dag_run where run_id = any(%s) and state in ('success', 'failed')"
-POKES = """
-select run_id, extract(epoch from poke.end_date)::float, extract(epoch from poke.reschedule_date)::float
-from task_reschedule poke join task_instance on task_instance.id = poke.ti_id
-where run_id = any(%s) order by poke.end_date
-"""
 TASKS = """
 select task.id::text, run_id, run.state, task_id, task.state, extract(epoch from task.start_date)::float
 from task_instance task join dag_run run using (dag_id, run_id) where run_id = any(%s) order by task_id
@@ -79,7 +72,7 @@ def count(values) -> str:
 class Bench(Deployment):
     """An Airflow with PostgreSQL, the DAGs to measure and the intervals that Airflow has by default."""
 
-    def __init__(self, airflow_home: Path, airbyte: FakeAirbyte, server, out, options: argparse.Namespace) -> None:
+    def __init__(self, airflow_home: Path, airbyte: FakeAirbyte, database: str, out, options) -> None:
         client = {"login": CLIENT_ID, "password": CLIENT_SECRET, "schema": "v1/applications/token"}
         environ = {
             **dag_settings(airbyte.url),
@@ -87,38 +80,30 @@ class Bench(Deployment):
             "AIRFLOW_VAR_ARTICLE_TOKEN": "article",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(options.slots),
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": services.sqlalchemy_url(server),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
         }
         super().__init__(airflow_home, environ, out, more={"triggerer": ["airflow", "triggerer", "--skip-serve-logs"]})
         self.environ = {name: value for name, value in self.environ.items() if "AIRFLOW__SCHEDULER__" not in name}
         self.airbyte, self.options = airbyte, options
+        self.database = psycopg2.connect(database.replace("+psycopg2", ""))
+        self.database.autocommit = True
         self.triggered, self.job_seconds = {}, {}  # by run, which has the id of its Airbyte connection
         self.held: Counter[str] = Counter()  # the seconds that a task instance held a worker, by its id
         self.full_seconds = 0.0  # in which no worker was free
         shutil.copy(Path(__file__).with_name("benchmark_dags.py"), airflow_home / "dags")
         shutil.copy(options.dag, airflow_home / "dags" / DAG_FILE.name)
 
-    def __enter__(self) -> Bench:
-        super().__enter__()
-        self.database = psycopg2.connect(self.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("+psycopg2", ""))
-        self.database.autocommit = True
-        for dag_id in self.options.ways:
-            self.start_runs(dag_id, 8, seconds=0)  # so that all is loaded
-            self.ends()
-        threading.Thread(target=self.watch_workers, daemon=True).start()
-        return self
-
     def watch_workers(self) -> None:
-        """Add up how long workers, the scheduler's children, have a child: the process of a task."""
+        """Add up how long workers are busy. They are called "airflow worker -- LocalExecutor: <task instance's id>"."""
         scheduler, last = self.processes["scheduler"], time.time()
         while scheduler.poll() is None:
             time.sleep(0.25)
-            found = {process.pid: process.info for process in psutil.process_iter(["ppid", "cmdline"])}
-            parents = {process["ppid"] for process in found.values()}.intersection(found)
-            busy = [pid for pid in parents if found[pid]["ppid"] == scheduler.pid]
+            processes = [each.info for each in psutil.process_iter(["ppid", "cmdline"])]
+            titles = ["".join(each["cmdline"] or "") for each in processes if each["ppid"] == scheduler.pid]
+            busy = [title.rpartition(" ")[2] for title in titles if "LocalExecutor" in title and "<idle>" not in title]
             now = time.time()
-            for pid in busy:  # A worker is called "airflow worker -- LocalExecutor: <id of the task instance>".
-                self.held["".join(found[pid]["cmdline"] or "").rpartition(" ")[2]] += now - last
+            for task_instance in busy:
+                self.held[task_instance] += now - last
             self.full_seconds += (now - last) * (len(busy) >= self.options.slots)
             last = now
 
@@ -172,39 +157,16 @@ class Bench(Deployment):
 
     def compare(self, dag_id: str) -> dict[str, str | float]:
         """Run the syncs at once in one way, and return the figures."""
-        syncs, busy, cpu = self.options.syncs, sum(self.held.values()), self.cpu_seconds()
+        syncs, cpu = self.options.syncs, self.cpu_seconds()
+        threading.Thread(target=self.watch_workers, daemon=True).start()
         self.start_runs(dag_id, syncs, self.options.seconds, self.options.apart)
         figures = self.outcome()
         return {
             **figures,
-            "s in a worker slot per sync": (sum(self.held.values()) - busy) / syncs,
+            "s in a worker slot per sync": sum(self.held.values()) / syncs,
             "CPU s per sync": (self.cpu_seconds() - cpu) / syncs,
             "requests to Airbyte per sync": len(self.airbyte.requests) / syncs,
-        }
-
-    def waiting(self, syncs: int) -> dict[str, str | float]:
-        """Let so many syncs of this DAG wait for the window, then let them all end, and return the figures."""
-        self.start_runs(DAG_ID, syncs, self.options.seconds, self.options.apart)
-        self.wait_for(lambda: len(self.jobs()) >= syncs, "the start of all syncs", 3600)
-        begin, cpu = time.time(), self.cpu_seconds()
-        time.sleep(self.options.window)
-        seconds, cpu = time.time() - begin, self.cpu_seconds() - cpu
-        pokes, between, late = 0, [], []
-        last = {job.connection_id: (job.created, None) for job in self.jobs()}
-        for run_id, poke, next_poke in self.query(POKES):
-            earlier, due = last[run_id]
-            last[run_id] = poke, next_poke
-            pokes += poke >= begin
-            if poke >= begin and due:
-                between.append(poke - earlier)
-                late.append(poke - due)
-        self.job_seconds = dict.fromkeys(self.job_seconds, 0)
-        return {
-            **self.outcome(),
-            "s between two pokes": spread(between),
-            "s of these beyond what the DAG asks for": spread(late),
-            "cores used": cpu / seconds,
-            "CPU s per poke": cpu / max(pokes, 1),
+            "checks of the job per sync": len(self.airbyte.requests_of("get_job")) / syncs,
         }
 
     def trouble(self, kind: str) -> dict[str, str | float]:
@@ -218,7 +180,8 @@ class Bench(Deployment):
             self.airbyte.faults = {each: [Fault(no_answer="silent")] * 100_000 for each in OPERATIONS.values()}
         elif kind == "expired":
             self.airbyte.expire_tokens()
-        self.held, self.full_seconds, begin = Counter(), 0.0, time.time()
+        threading.Thread(target=self.watch_workers, daemon=True).start()
+        begin = time.time()
         while time.time() < begin + self.options.window:
             self.start_run("bystander", str(uuid4()))
             time.sleep(20)
@@ -255,21 +218,20 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def measure(sitting: list, options: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    """Start an Airflow, and yield the name and the figures of each way, number of waiting syncs or trouble."""
+def measure(name: str, options: argparse.Namespace) -> dict[str, str | float]:
+    """Start an Airflow, and return the figures of a way or a trouble."""
     with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
         log = Path(f"{folder}.log")
         print(f"Starting an Airflow; its log is {log}", flush=True)
-        with log.open("w") as out, services.postgres(out) as server, FakeAirbyte(job_seconds=FOREVER) as airbyte:
+        with log.open("w") as out, Postgres() as database, FakeAirbyte(job_seconds=FOREVER) as airbyte:
             airbyte.tokens["article"] = FOREVER
-            with Bench(Path(folder).resolve() / "airflow", airbyte, server, out, options) as bench:
-                for each in sitting:
-                    time.sleep(15)  # so that Airflow comes to rest
-                    name = {**WAYS, **TROUBLES}.get(each, f"{each} syncs")
-                    kind = bench.compare if each in WAYS else bench.trouble if each in TROUBLES else bench.waiting
-                    figures = kind(each)
-                    print(name, json.dumps(figures), flush=True)
-                    yield name, figures
+            with Bench(Path(folder).resolve(), airbyte, database.url, out, options) as bench:
+                bench.start_runs(name if name in WAYS else DAG_ID, 8, seconds=0)  # so that all is loaded
+                bench.ends()
+                time.sleep(15)  # so that Airflow comes to rest
+                figures = bench.compare(name) if name in WAYS else bench.trouble(name)
+    print(json.dumps(figures), flush=True)
+    return figures
 
 
 def main() -> None:
@@ -282,16 +244,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="how long a sync takes (60)")
     parser.add_argument("--apart", type=float, default=60, help="the spread of these durations (60, at most --seconds)")
     parser.add_argument("--history", type=float, help="let 19 earlier syncs differ from these by up to a share (none)")
-    parser.add_argument("--waiting", type=int, nargs="*", help="measure so many waiting syncs instead (16 64 256)")
     parser.add_argument("--trouble", type=int, nargs="?", const=8, help="measure troubles of so many syncs instead (8)")
-    parser.add_argument("--window", type=float, help="with --waiting or --trouble: for how many seconds (180, 600)")
+    parser.add_argument("--window", type=float, default=600, help="with --trouble: for how many seconds (600)")
     options = parser.parse_args()
-    options.window = options.window or (600 if options.trouble else 180)
-    sittings = [options.ways]
-    if options.trouble or options.waiting is not None:
-        sittings = [[trouble] for trouble in TROUBLES] if options.trouble else [options.waiting or [16, 64, 256]]
-        options.ways = [DAG_ID]
-    results = dict(result for sitting in sittings for result in measure(sitting, options))
+    names = TROUBLES if options.trouble else {way: WAYS[way] for way in options.ways}
+    results = {title: measure(name, options) for name, title in names.items()}
     print(f"\nTwo numbers are the median and, in brackets, the 95th percentile.\n\n{table(results)}")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import suppress
 
 import psutil
-from sandbox.deployment import AIRFLOW_3, Deployment, end_group
+from sandbox.deployment import AIRFLOW_3, Deployment
 from sandbox.fake_airbyte import FakeAirbyte, Request
 from sandbox.throwaway_airflow import DAG_ID, START, WAIT
 
@@ -27,11 +26,10 @@ class ProvedDeployment(Deployment):
     def kill(self, name: str) -> None:
         """Kill one of the commands with every process it started, as if its machine died."""
         process = self.processes.pop(name)
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        end_group(process, signal.SIGKILL)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # It has just ended.
+                each.kill()
+        process.wait()
 
     def tasks(self, run_id: str) -> dict[str, dict]:
         """Return the run's task instances, by task."""
@@ -53,9 +51,8 @@ class ProvedDeployment(Deployment):
         airbyte.requests.clear()
 
         def poked() -> list[Request]:
-            for name, process in list(self.processes.items()):
+            for name, process in self.processes.items():
                 if process.poll() is not None:  # It gave up, such as without its database: restart it, as systemd does.
-                    self.kill(name)
                     self.start(name)
             return airbyte.requests_of("get_job")
 

@@ -35,14 +35,12 @@ def start(tmp_path):
     def start(*arguments: str, tests: Path = TESTS) -> subprocess.Popen:
         command = [sys.executable, str(tests / "demo.py"), *arguments]
         demo = subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE)
-        guards.append(threading.Timer(180, demo.kill))  # Whoever reads what it prints then reads its end.
-        guards[-1].start()
+        guard = threading.Timer(180, demo.kill)  # Whoever reads what it prints then reads its end.
+        guard.daemon = True
+        guard.start()
         return demo
 
-    guards: list[threading.Timer] = []
     yield start
-    for guard in guards:
-        guard.cancel()
     assert list((tmp_path / "somebodys_airflow").iterdir()) == []
     assert [path for path in tmp_path.glob("airflow-home-*") if path.is_dir()] == []
     assert processes_in(tmp_path) == []

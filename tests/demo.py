@@ -21,48 +21,42 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from sandbox.fake_airbyte import (
-    CLIENT_ID,
-    CLIENT_SECRET,
-    CONNECTION_ID,
-    FAILING_CONNECTION_ID,
-    OTHER_CONNECTION_ID,
-    THREE_CONNECTIONS,
-    FakeAirbyte,
-    Request,
-)
+from sandbox.fake_airbyte import THREE_CONNECTIONS, FakeAirbyte, Request
 
 try:
     from sandbox import throwaway_airflow
     from sandbox.deployment import Deployment, kill_processes_in
-    from sandbox.throwaway_airflow import HTTP_CONNECTION
 except PackageNotFoundError:
     sys.exit("Airflow is not installed here. Install it first: pip install -r requirements.txt")
 
+BEGIN = time.monotonic()
 SYNC_SECONDS = 7
 NEXT = """
 To run it in your own Airflow, copy dags/airbyte_api_sync_demo.py into its dags folder and see "Set it up" in README.md.
 To click through it here first: {python} {script} --ui"""
 
 
-def line(request: Request) -> str:
-    """Return a request and its answer as one line of output."""
+def say(text: str) -> None:
+    """Print a line, with the seconds that have passed."""
+    print(f"{time.monotonic() - BEGIN:5.1f} s  {text}", flush=True)
+
+
+def show(request: Request) -> None:
+    """Print a request and its answer."""
     said = {
         "create_token": "a token for 15 minutes",
-        "create_job": "job {jobId} is {status}",
-        "get_job": "job {jobId} is {status}",
         "list_jobs": "the connection's last jobs",
         "get_connection": "the connection {name}",
     }
     answer = request.answer
     if request.status == 200:
-        answer = said[request.operation].format(**json.loads(answer))
-    return f"{request.method:4} {request.path:23} {request.status}  {answer}"
+        answer = said.get(request.operation, "job {jobId} is {status}").format(**json.loads(answer))
+    say(f"{request.method:4} {request.path:23} {request.status}  {answer}")
 
 
-def run_once(home: Path, log: Path, say) -> int:
+def run_once(home: Path, log: Path) -> int:
     """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
-    with FakeAirbyte(job_seconds=SYNC_SECONDS, log=lambda request: say(line(request))) as airbyte, log.open("w") as out:
+    with FakeAirbyte(job_seconds=SYNC_SECONDS, log=show) as airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Setting up an Airflow in {home}, which logs to {log}")
         environ = {
@@ -88,10 +82,9 @@ def run_once(home: Path, log: Path, say) -> int:
 
 
 @contextmanager
-def ui(home: Path, log: Path, say, port: int = 8080):
+def ui(home: Path, log: Path, port: int = 8080):
     """Run an Airflow with its web UI, set up for the DAG. Yield it as a `Deployment`."""
-    airbyte = FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=30, log=lambda request: say(line(request)))
-    with airbyte, log.open("w") as out:
+    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=30, log=show) as airbyte, log.open("w") as out:
         say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
         say(f"Starting an Airflow in {home}, which logs to {log}")
         environ = {
@@ -99,26 +92,20 @@ def ui(home: Path, log: Path, say, port: int = 8080):
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",  # A new file appears at once, not after five minutes.
         }
         with Deployment(home / "airflow", environ, out, port) as deployment:
-            deployment.api("/connections", {"connection_id": HTTP_CONNECTION, "conn_type": "http", "host": airbyte.url})
-            variables = {
-                "MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
-                "AIRBYTE_CLIENT_ID": CLIENT_ID,
-                "AIRBYTE_CLIENT_SECRET": CLIENT_SECRET,
-            }
-            for key, value in variables.items():
-                deployment.api("/variables", {"key": key, "value": value})
+            deployment.configure(airbyte.url)
             for name, process in deployment.processes.items():
                 if process.poll() is not None:
                     raise subprocess.CalledProcessError(process.returncode, name)
+            variables, another, failing = THREE_CONNECTIONS
             say(f"""Airflow is ready. You need no login. Open
 
     {deployment.url}/dags/{throwaway_airflow.DAG_ID}
 
 and press Trigger. Leave connection_id empty, or enter one of these:
 
-    {CONNECTION_ID}  the Variable's, as if empty
-    {OTHER_CONNECTION_ID}  another connection
-    {FAILING_CONNECTION_ID}  one whose syncs fail
+    {variables}  the Variable's, as if empty
+    {another}  another connection
+    {failing}  one whose syncs fail
 
 To try "Several connections in one DAG" of README.md with these three, put your file into
 {deployment.airflow_home / "dags"}
@@ -135,15 +122,10 @@ def main() -> int:
     arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
     log = home.with_name(f"{home.name}.log")
-    begin = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - begin:5.1f} s  {text}", flush=True)
-
     try:
         if not arguments.ui:
-            return run_once(home, log, say)
-        with ui(home, log, say):
+            return run_once(home, log)
+        with ui(home, log):
             threading.Event().wait()
     except (subprocess.CalledProcessError, TimeoutError):
         say(f"Airflow could not be set up: {log} says why")

@@ -6,10 +6,8 @@ A real Airflow on loopback: scheduler, web server and, on Airflow 3, DAG process
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -34,21 +32,6 @@ def free_port(preferred: int = 0) -> int:
             return port
         except OSError:
             return free_port()
-
-
-def start_group(command: list[str], out, **options) -> subprocess.Popen:
-    """Start a command as the first process of a group, which prints to the file `out`."""
-    streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, start_new_session=True, **streams, **options)
-
-
-def end_group(first: subprocess.Popen, *signals: signal.Signals) -> None:
-    """End a process and its group: with these signals, else politely, and after 10 seconds with SIGKILL."""
-    for number in signals or (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-            os.killpg(first.pid, number)
-            first.wait(timeout=10)
-    first.wait()
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
@@ -115,7 +98,7 @@ class Deployment:
             **({"dag-processor": ["airflow", "dag-processor"]} if AIRFLOW_3 else {}),
             **(more or {}),
         }
-        self.processes: dict[str, subprocess.Popen] = {}  # without those that a test has killed
+        self.processes: dict[str, psutil.Popen] = {}  # without those that a test has killed
         self.session = requests.Session()
         self.session.trust_env = False  # No proxy leads to this machine.
         # A connection that is kept may be ended by the server just when it is used again.
@@ -133,15 +116,17 @@ class Deployment:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        try:
-            for process in reversed(self.processes.values()):
-                end_group(process)
-        finally:
-            kill_processes_in(self.airflow_home)  # those that have left their group
+        for process in self.processes.values():
+            with suppress(psutil.NoSuchProcess):  # It has ended by itself.
+                process.terminate()
+        psutil.wait_procs(self.processes.values(), timeout=10)
+        kill_processes_in(self.airflow_home)
 
     def start(self, name: str) -> None:
-        """Start one of the commands, again if it was killed."""
-        self.processes[name] = start_group(self.commands[name], self.out, env=self.environ, cwd=self.airflow_home)
+        """Start one of the commands, again if it was killed. In a session of its own, Ctrl-C does not reach it."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.out, "stderr": subprocess.STDOUT}
+        options = {"env": self.environ, "cwd": self.airflow_home, "start_new_session": True}
+        self.processes[name] = psutil.Popen(self.commands[name], **streams, **options)
 
     def api(self, path: str, body: dict | None = None, method: str = ""):
         """
