@@ -37,7 +37,7 @@ def deployment(airbyte, tmp_path_factory):
     environ = {
         "TASK_POLICY": json.dumps(SHORT_DELAYS),
         "AIRFLOW__CORE__PARALLELISM": "1",
-        "AIRFLOW__CORE__SENSITIVE_VAR_CONN_NAMES": "client_id",  # as the README says
+        "AIRFLOW__CORE__SENSITIVE_VAR_CONN_NAMES": "client_id",  # Else the API shows that Variable as it is.
     }
     with (folder / "out.log").open("w") as out, ProvedDeployment(folder, environ, out) as deployment:
         deployment.configure(airbyte.url)
