@@ -85,8 +85,8 @@ class Fault:
     no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
     seconds: float = 0  # how long the request waits until all this happens
     carried_out: bool = False  # Airbyte does what was asked, although its answer does not arrive.
-    before: Callable[[FakeAirbyte], None] | None = None  # happens just before the request is carried out
-    after: Callable[[FakeAirbyte], None] | None = None  # and just after that
+    before: Callable[[FakeAirbyte], None] = lambda airbyte: None  # happens just before the request is carried out
+    after: Callable[[FakeAirbyte], None] = lambda airbyte: None  # and just after that
 
     def __str__(self) -> str:
         return self.no_answer or str(self.status or self.body)
@@ -144,7 +144,6 @@ class FakeAirbyte(ThreadingHTTPServer):
     :param log: called with each request once it is answered
     """
 
-    daemon_threads = True
     request_queue_size = 128
 
     def __init__(
@@ -160,7 +159,7 @@ class FakeAirbyte(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.faults = {operation: list(faults) for operation, faults in (faults or {}).items()}
-        self.statuses = statuses or {CONNECTION_ID: SUCCEEDS}
+        self.statuses = dict(statuses or {CONNECTION_ID: SUCCEEDS})
         self.job_seconds = job_seconds
         self.base_path = base_path
         self.self_managed = bool(base_path)
@@ -393,9 +392,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         airbyte, url = self.server, urlsplit(self.path)
         asked = f"{self.command} {url.path}".replace(f" {airbyte.base_path}/v1/", " ", 1)
-        operations = [name for pattern, name in OPERATIONS.items() if re.fullmatch(pattern, asked)]
         request = Request(
-            operation=operations[0] if operations else None,
+            operation=next((name for pattern, name in OPERATIONS.items() if re.fullmatch(pattern, asked)), None),
             method=self.command,
             path=url.path,
             query=dict(parse_qsl(url.query)),
@@ -410,12 +408,10 @@ class Handler(BaseHTTPRequestHandler):
         replaces_the_answer = fault.status or fault.no_answer or fault.body is not None
         airbyte.closing.wait(fault.seconds)
         with airbyte.lock:
-            if fault.before:
-                fault.before(airbyte)
+            fault.before(airbyte)
             if fault.carried_out or not replaces_the_answer:
                 request.status, request.answer = self.carry_out(request)
-            if fault.after:
-                fault.after(airbyte)
+            fault.after(airbyte)
             if replaces_the_answer:
                 request.status = fault.status or 200
                 request.answer = body_of(request.status) if fault.body is None else fault.body
@@ -467,10 +463,9 @@ def iso_time(seconds: float) -> str:
 
 
 def iso_duration(seconds: int) -> str:
-    """Return a duration in seconds as Airbyte writes it: "PT1H4M", "PT12S", "PT0S", "PT-5S"."""
-    sign, seconds = "-" if seconds < 0 else "", abs(seconds)
+    """Return a duration in seconds as Airbyte writes it: "PT1H4M", "PT12S", "PT0S"."""
     parts = ((seconds // 3600, "H"), (seconds // 60 % 60, "M"), (seconds % 60, "S"))
-    return "PT" + ("".join(f"{sign}{number}{unit}" for number, unit in parts if number) or "0S")
+    return "PT" + ("".join(f"{number}{unit}" for number, unit in parts if number) or "0S")
 
 
 def main() -> None:

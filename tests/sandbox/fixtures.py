@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import pendulum
 import pytest
-from sandbox import throwaway_airflow
+from sandbox import flaky_secrets, throwaway_airflow
 from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
@@ -41,7 +40,6 @@ AS_TESTED = {
     "max_retry_delay": 1e-6,
     "params": {"connection_id": ""},
 }
-BACKEND = "sandbox.flaky_secrets.FlakySecrets"
 
 
 def pytest_addoption(parser):
@@ -58,11 +56,9 @@ def pytest_generate_tests(metafunc):
 def pytest_sessionstart(session):
     """Replace the environment by that of a throwaway Airflow, before any test module imports Airflow."""
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
-    environ = throwaway_airflow.environment(home)
+    environ = {**throwaway_airflow.environment(home), "PYTHONPATH": str(throwaway_airflow.SANDBOX.parent)}
     os.environ.clear()
     os.environ.update(environ)
-    os.environ["PYTHONPATH"] = str(throwaway_airflow.SANDBOX.parent)
-    os.environ["AIRFLOW__SECRETS__BACKEND"] = os.environ["AIRFLOW__WORKERS__SECRETS_BACKEND"] = BACKEND
 
 
 def pytest_sessionfinish(session):
@@ -108,8 +104,6 @@ class DagRunResult(NamedTuple):
 @pytest.fixture
 def run_dag(monkeypatch, capfd):
     """A function that runs the DAG with `dag.test()`, as fast as Airflow can."""
-    importlib.import_module("airflow.configuration")  # It imports the backend.
-    from sandbox import flaky_secrets
 
     def run_dag(
         host: str,
@@ -124,21 +118,20 @@ def run_dag(monkeypatch, capfd):
         :param conf: the parameters that the run is triggered with
         :param variables: environment variables that differ from `dag_settings`; None unsets one
         :param policy: the tasks' attributes that differ from the DAG file, by task
-        :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
+        :param failing_reads: which look-ups of a Variable or the connection fail, by their environment variable
         :param age: how many seconds ago the run began, in the eyes of its tasks
         """
         settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
-        known = {name: value for name, value in settings.items() if failing_reads and value is not None}
-        flaky_secrets.store(known, failing_reads or {})
         for name, value in settings.items():
-            if value is None or name in known:
+            if value is None:
                 monkeypatch.delenv(name, raising=False)
             else:
                 monkeypatch.setenv(name, value)
-        tasks = {START: {**AS_TESTED}, WAIT: {**AS_TESTED, "poke_interval": 0, "timeout": 120}}
-        for task_id, changes in (policy or {}).items():
-            tasks[task_id].update(changes)
-        monkeypatch.setenv("TASK_POLICY", json.dumps(tasks))
+        flaky_secrets.fail(monkeypatch, failing_reads or {})
+        attributes = {START: {**AS_TESTED}, WAIT: {**AS_TESTED, "poke_interval": 0, "timeout": 120}}
+        for role, changes in (policy or {}).items():
+            attributes[role].update(changes)
+        monkeypatch.setenv("TASK_POLICY", json.dumps(attributes))
         capfd.readouterr()
         dag = throwaway_airflow.load_dag()
         date = "logical_date" if AIRFLOW_VERSION >= (3, 0) else "execution_date"
@@ -146,15 +139,14 @@ def run_dag(monkeypatch, capfd):
         dag_run = throwaway_airflow.run_airbyte_tasks(dag, run_conf=conf, **options)
         log = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capfd.readouterr()))
         log = re.sub(r'File "[^"]*/(tests|\.ci)/.*\n.*', "", log)  # Tracebacks quote the test.
-        found = {ti.task_id: ti for ti in dag_run.get_task_instances()}
-        task_ids = {role: task.task_id for role, task in throwaway_airflow.airbyte_tasks(dag).items()}
-        instances = {role: found[task_id] for role, task_id in task_ids.items()}
+        tasks = throwaway_airflow.airbyte_tasks(dag)
+        instances = {role: dag_run.get_task_instance(task.task_id) for role, task in tasks.items()}
         return DagRunResult(
             str(dag_run.state),
             {role: str(ti.state) for role, ti in instances.items()},
             {role: ti.try_number for role, ti in instances.items()},
-            instances[START].xcom_pull(task_ids=task_ids[START]),
-            instances[WAIT].xcom_pull(task_ids=task_ids[WAIT], key="job"),
+            instances[START].xcom_pull(task_ids=tasks[START].task_id),
+            instances[WAIT].xcom_pull(task_ids=tasks[WAIT].task_id, key="job"),
             " ".join(log.split()),
         )
 
@@ -207,7 +199,7 @@ def scenario(run_dag):
         with FakeAirbyte(faults, {CONNECTION_ID: statuses}, **airbyte_options) as airbyte:
             for job in existing_jobs:
                 airbyte.add_job(**job)
-            root = airbyte.url[: len(airbyte.url) - len(airbyte.base_path)]
+            root = f"http://127.0.0.1:{airbyte.server_port}"
             settings = dag_settings(host.format(url=airbyte.url, root=root), **(login or {}))
             variables = {**settings, **options.pop("variables", {})}
             result = run_dag(airbyte.url, variables=variables, policy=policy, **options)
