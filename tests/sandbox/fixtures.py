@@ -163,7 +163,6 @@ def scenario(run_dag):
         says: str = "",
         posts: int | None = 1,
         new_jobs: int = 1,
-        faults: dict[str, list[Fault | None]] | None = None,
         statuses: tuple[str, ...] = ("running", "succeeded"),
         existing_jobs: tuple[dict, ...] = (),
         host: str = "{url}",
@@ -179,7 +178,7 @@ def scenario(run_dag):
         :param says: a part of the message to the user
         :param posts: how many requests to create a job are sent; None: any number
         :param new_jobs: how many jobs the scenario adds
-        :param faults, statuses, airbyte_options: of the FakeAirbyte
+        :param statuses, airbyte_options: of the FakeAirbyte, such as its faults
         :param existing_jobs: the arguments of FakeAirbyte.add_job
         :param host, login: of the HTTP connection; {url} is Airbyte's, {root} that without its path
         :param start_retries: of the operator; where retries never end, none if it fails
@@ -196,7 +195,7 @@ def scenario(run_dag):
         options = dict(run or {})
         for role, changes in options.pop("policy", {}).items():
             policy[role].update(changes)
-        with FakeAirbyte(faults, {CONNECTION_ID: statuses}, **airbyte_options) as airbyte:
+        with FakeAirbyte(statuses={CONNECTION_ID: statuses}, **airbyte_options) as airbyte:
             for job in existing_jobs:
                 airbyte.add_job(**job)
             root = f"http://127.0.0.1:{airbyte.server_port}"
