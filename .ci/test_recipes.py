@@ -9,19 +9,18 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from sandbox.fake_airbyte import CONNECTION_ID, FAILING_CONNECTION_ID, OTHER_CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
+from sandbox.fake_airbyte import SUCCEEDS, THREE_CONNECTIONS, FakeAirbyte, Fault
 from sandbox.fixtures import RUNNING, needs_try_count
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-IDS = (CONNECTION_ID, OTHER_CONNECTION_ID, FAILING_CONNECTION_ID)
+IDS = list(THREE_CONNECTIONS)
 ROLES = {START: "start_airbyte_sync", WAIT: "wait_for_airbyte_sync"}
 TASKS = [f"{group}.{task}" for group in ("orders", "customers", "stock") for task in ROLES.values()]
 SUCCESS = dict.fromkeys([*TASKS, "transform"], "success")
 ALL_SUCCEED = dict.fromkeys(IDS, SUCCEEDS)
 LOST = Fault(no_answer="closed", carried_out=True)
-PARTS = re.compile(r"^(with DAG\(.*?>> wait_for_sync_to_complete\n)", re.M | re.S)
-HEAD, DAG_BLOCK, END = PARTS.split(DAG_FILE.read_text())
+HEAD, DAG_BLOCK, END = re.split(r"(?ms)^(with DAG\(.*?>> wait_for_sync_to_complete\n)", DAG_FILE.read_text())
 
 
 def recipe(words: str) -> str:
@@ -33,11 +32,11 @@ def recipe(words: str) -> str:
 def several_connections(*connection_ids: str) -> str:
     """Return the DAG file with the recipe in place of its DAG, and these ids."""
 
-    def fill_in(match) -> str:
-        own = re.search(rf"^( *)\S.*{match[1]}\(\n(.*?)^\1\)|{match[1]}\(\n(.*?)^\)", DAG_BLOCK, re.M | re.S)
-        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", own[2] or own[3], flags=re.M)
+    def paste_arguments(match) -> str:
+        arguments = re.search(rf"{match[1]}\(\n(.*?)^ *\)", DAG_BLOCK, re.M | re.S)[1]
+        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", arguments, flags=re.M)
 
-    text = re.sub(r"(\w+)\(\.\.\.(?:, )?", fill_in, recipe("TaskGroup"))
+    text = re.sub(r"(\w+)\(\.\.\.(?:, )?", paste_arguments, recipe("TaskGroup"))
     if AIRFLOW_VERSION < (3, 0):
         text = re.sub(r".*# Airflow 2: ", "", text)
     for example, connection_id in zip(("<connection id>", "<another>", "<a third>"), connection_ids):
@@ -45,24 +44,18 @@ def several_connections(*connection_ids: str) -> str:
     return HEAD + text + END
 
 
-@pytest.fixture
-def run(tmp_path, airflow_home):
-    """A function that runs a DAG file against an Airbyte. It returns the tasks' states and all that was logged."""
-
-    def run(file: str, airbyte: FakeAirbyte, dag_id: str = "sync_shop") -> tuple:
-        (tmp_path / DAG_FILE.name).write_text(file)
-        fast = {"retry_delay": 0, "max_retry_delay": 1e-6}
-        policy = json.dumps({START: fast, WAIT: {**fast, "poke_interval": 0}})
-        environ = {"AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path), "TASK_POLICY": policy, **dag_settings(airbyte.url)}
-        code = f"""import json; from sandbox import throwaway_airflow as sandbox; sandbox.DAG_ID = "{dag_id}"
+def run(folder: Path, file: str, airbyte: FakeAirbyte, dag_id: str = "sync_shop") -> tuple:
+    """Run a DAG file, in this folder, against an Airbyte. Return the tasks' states and all that was logged."""
+    (folder / DAG_FILE.name).write_text(file)
+    fast = {"retry_delay": 0, "max_retry_delay": 1e-6}
+    policy = json.dumps({START: fast, WAIT: {**fast, "poke_interval": 0}})
+    environ = {"AIRFLOW__CORE__DAGS_FOLDER": str(folder), "TASK_POLICY": policy, **dag_settings(airbyte.url)}
+    code = f"""import json; from sandbox import throwaway_airflow as sandbox; sandbox.DAG_ID = "{dag_id}"
 instances = sandbox.load_dag().test().get_task_instances()
 print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
-        options = {"env": {**os.environ, **environ}, "text": True, "capture_output": True}
-        ended = subprocess.run([sys.executable, "-c", code], **options)
-        states = {} if ended.returncode else json.loads(ended.stdout.splitlines()[-1])
-        return states, ended.stdout + ended.stderr
-
-    return run
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environ}, text=True, capture_output=True)
+    states = {} if ended.returncode else json.loads(ended.stdout.splitlines()[-1])
+    return states, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -71,15 +64,14 @@ print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
         pytest.param([], [], {}, "dbt run", id="three at once"),
         pytest.param([None, LOST], [], {}, "following job", id="an answer is lost", marks=needs_try_count),
         pytest.param([], [RUNNING], {}, "is already running", id="one runs already"),
-        pytest.param([], [], {TASKS[3]: "failed", "transform": "upstream_failed"}, "failed: http", id="one fails"),
+        pytest.param([], [], {TASKS[5]: "failed", "transform": "upstream_failed"}, "failed: http", id="one fails"),
     ],
 )
-def test_several_connections_side_by_side_and_then_a_task_after_them(run, faults, runs_already, fails, says):
-    statuses = {**ALL_SUCCEED, IDS[1]: ("running", "failed")} if fails else ALL_SUCCEED
-    with FakeAirbyte({"create_job": faults}, statuses) as airbyte:
+def test_several_connections_side_by_side_and_then_a_task_after_them(tmp_path, faults, runs_already, fails, says):
+    with FakeAirbyte({"create_job": faults}, THREE_CONNECTIONS if fails else ALL_SUCCEED) as airbyte:
         for job in runs_already:
             airbyte.add_job(**job)
-        states, log = run(several_connections(*IDS), airbyte)
+        states, log = run(tmp_path, several_connections(*IDS), airbyte)
     assert states == {**SUCCESS, **fails}, log
     assert says in log
     assert sorted(job.connection_id for job in airbyte.jobs) == sorted(IDS), "one sync each"
@@ -87,17 +79,17 @@ def test_several_connections_side_by_side_and_then_a_task_after_them(run, faults
     assert operations[:3] == ["create_job"] * 3, "side by side"
 
 
-def test_the_same_connection_twice_is_an_import_error(run):
+def test_the_same_connection_twice_is_an_import_error(tmp_path):
     with FakeAirbyte(statuses=ALL_SUCCEED) as airbyte:
-        states, log = run(several_connections(*IDS[:2], IDS[0]), airbyte)
+        states, log = run(tmp_path, several_connections(*IDS[:2], IDS[0]), airbyte)
     assert (states, airbyte.requests) == ({}, [])
     assert "The same connection id is there twice" in log
 
 
 @needs_try_count
-def test_an_alert_comes_at_each_refusal(run):
+def test_an_alert_comes_at_each_refusal(tmp_path):
     file = f"{HEAD}{recipe('def alert')}{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
     with FakeAirbyte({"create_job": [Fault(403)] * 9}) as airbyte:
-        states, log = run(file, airbyte, "airbyte_api_sync_demo")
+        states, log = run(tmp_path, file, airbyte, "airbyte_api_sync_demo")
     assert states == {ROLES[START]: "failed", ROLES[WAIT]: "upstream_failed"}, log
     assert log.count("start_airbyte_sync Airbyte answered POST") == 6, log

@@ -1,7 +1,5 @@
 """What users copy out of this repository works, and what Astro reads is consistent with it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -13,15 +11,8 @@ from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, FakeAi
 from sandbox.throwaway_airflow import HTTP_CONNECTION
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 VARIABLES = ["MY_EXAMPLE_CONNECTION_ID", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET", "CLOUD_API_TOKEN"]
-
-
-def read(name: str) -> str:
-    """Return a file's text, or skip: the Astro CLI leaves some files out of its image."""
-    path = ROOT / name
-    if not path.exists():
-        pytest.skip(f"{name} is not here")
-    return path.read_text()
 
 
 def fill_in(text: str, host: str) -> str:
@@ -33,7 +24,7 @@ def fill_in(text: str, host: str) -> str:
 
 
 def test_the_env_file_of_the_readme_is_all_that_the_dag_needs(run_dag):
-    block = re.search(r"```dotenv\n(.*?)```", read("README.md"), re.DOTALL)[1]
+    block = re.search(r"```dotenv\n(.*?)```", README, re.DOTALL)[1]
     with FakeAirbyte() as airbyte:
         lines = fill_in(block, airbyte.url).splitlines()
         variables = dict(line.strip().split("=", 1) for line in lines if line.strip())
@@ -43,26 +34,25 @@ def test_the_env_file_of_the_readme_is_all_that_the_dag_needs(run_dag):
 
 
 def test_the_image_the_requirements_and_the_readme_name_the_same_airflow():
-    image = re.search(r"runtime:(\d+\.\d+)-\d+-base$", read("Dockerfile"), re.MULTILINE)
-    assert f"apache-airflow-core~={image[1]}.0" in read("requirements.txt")
-    assert f"2.7 to {image[1]}" in read("README.md")
+    image = re.search(r"runtime:(\d+\.\d+)-\d+-base$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert f"apache-airflow-core~={image[1]}.0" in (ROOT / "requirements.txt").read_text()
+    assert f"2.7 to {image[1]}" in README
 
 
 def test_airflow_settings_are_what_the_astro_cli_reads():
-    settings = yaml.safe_load(read("airflow_settings.yaml"))["airflow"]
+    settings = yaml.safe_load((ROOT / "airflow_settings.yaml").read_text())["airflow"]
     connection = {"conn_id": HTTP_CONNECTION, "conn_type": "http", "conn_host": "https://api.airbyte.com"}
     assert settings["connections"] == [connection]
     # The CLI takes strings only and skips empty ones. This file is no place for secrets.
     assert settings["variables"] == [{"variable_name": name, "variable_value": ""} for name in VARIABLES]
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
 def test_curl_shows_whether_host_client_and_connection_id_are_right():
     """The README's check before Airflow comes in."""
-    if not shutil.which("curl"):
-        pytest.skip("there is no curl")
     with FakeAirbyte() as airbyte:
         answers = []
-        for command in re.findall(r"curl -sS .*", read("README.md")):
+        for command in re.findall(r"curl -sS .*", README):
             token = re.search(r'"access_token": "([^"]+)', answers[0])[1] if answers else ""
             command = fill_in(command, airbyte.url).replace("<access_token>", token)
             answers.append(subprocess.run(command, shell=True, check=True, text=True, stdout=subprocess.PIPE).stdout)
