@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import pendulum
 import pytest
-from sandbox import flaky_secrets, throwaway_airflow
+from sandbox import throwaway_airflow
 from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
@@ -40,6 +41,7 @@ AS_TESTED = {
     "max_retry_delay": 1e-6,
     "params": {"connection_id": ""},
 }
+BACKEND = "sandbox.flaky_secrets.FlakySecrets"
 
 
 def pytest_addoption(parser):
@@ -59,6 +61,7 @@ def pytest_sessionstart(session):
     environ = {**throwaway_airflow.environment(home), "PYTHONPATH": str(throwaway_airflow.SANDBOX.parent)}
     os.environ.clear()
     os.environ.update(environ)
+    os.environ["AIRFLOW__SECRETS__BACKEND"] = os.environ["AIRFLOW__WORKERS__SECRETS_BACKEND"] = BACKEND
 
 
 def pytest_sessionfinish(session):
@@ -104,6 +107,8 @@ class DagRunResult(NamedTuple):
 @pytest.fixture
 def run_dag(monkeypatch, capfd):
     """A function that runs the DAG with `dag.test()`, as fast as Airflow can."""
+    importlib.import_module("airflow.configuration")  # It imports the backend.
+    from sandbox import flaky_secrets
 
     def run_dag(
         host: str,
@@ -118,16 +123,17 @@ def run_dag(monkeypatch, capfd):
         :param conf: the parameters that the run is triggered with
         :param variables: environment variables that differ from `dag_settings`; None unsets one
         :param policy: the tasks' attributes that differ from the DAG file, by task
-        :param failing_reads: which look-ups of a Variable or the connection fail, by their environment variable
+        :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
         :param age: how many seconds ago the run began, in the eyes of its tasks
         """
         settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
+        known = {name: value for name, value in settings.items() if failing_reads and value is not None}
+        flaky_secrets.store(known, failing_reads or {})
         for name, value in settings.items():
-            if value is None:
+            if value is None or name in known:
                 monkeypatch.delenv(name, raising=False)
             else:
                 monkeypatch.setenv(name, value)
-        flaky_secrets.fail(monkeypatch, failing_reads or {})
         attributes = {START: {**AS_TESTED}, WAIT: {**AS_TESTED, "poke_interval": 0, "timeout": 120}}
         for role, changes in (policy or {}).items():
             attributes[role].update(changes)
