@@ -177,7 +177,7 @@ def test_joins_a_sync_that_is_newer_than_a_page_of_others(scenario):
 
 
 def test_tries_again_if_what_is_running_ends_before_the_look_up(scenario):
-    says = "Airbyte says that a job of this connection is running, but lists none."
+    says = "Airbyte says that a job of this connection runs, but lists none."
     scenario(existing_jobs=(RUNNING,), faults={"list_jobs": [JOBS_END]}, posts=2, says=says)
 
 

@@ -42,11 +42,13 @@ TIMEOUT = (5, 10)  # seconds until connected, and until answered: who waits for 
 NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, move it.
 ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
 CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
-ADVICE = {  # if Airbyte refuses a token, or anything else with this status
+ADVICE = {  # if Airbyte refuses a token, or anything else with one of these statuses
+    ("access_token", 404): CHECK_HOST,
     "access_token": f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {CHECK_HOST}",
     401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
     403: "Check the connection id, and that your Airbyte user has the role Runner.",
     404: f"Check the connection id, and that your Airbyte user has the role Runner. {CHECK_HOST}",
+    **dict.fromkeys((400, 402, 422), "It says why:"),
     409: "Check in Airbyte whether the connection is active, and has this job.",
 }
 
@@ -55,10 +57,10 @@ class RefusedError(Exception):
     """What a person must put right: Airbyte refuses a request, or a setting is missing."""
 
 
-def refuse(ti, message: str) -> None:
-    """Raise RefusedError, which costs a try, or fail if five tries have failed since the task was last cleared."""
+def refusal(ti, message: str) -> Exception:
+    """Return a RefusedError, which costs a try, or a final error if five have failed since the task was last cleared."""
     ti.task.silent_fail = False  # Else a poke would only log it.
-    raise AirflowFailException(message) if count_failed_tries(ti) >= 5 else RefusedError(message)
+    return AirflowFailException(message) if count_failed_tries(ti) >= 5 else RefusedError(message)
 
 
 def count_failed_tries(ti) -> int:
@@ -71,23 +73,21 @@ def authorize(context) -> None:
     ti = context["ti"]  # On Airflow 3.0, context["task"] is not the task that runs. ti.task is.
     try:
         kind = HttpHook.get_connection(HTTP_CONNECTION).conn_type
-        advice = f"Set the type of {HTTP_CONNECTION} to HTTP, for https, too. It is of type {kind}."
     except Exception as error:  # noqa: BLE001 It is missing or unread, or its URI is malformed.
-        kind, advice = None, f"Create {HTTP_CONNECTION}, of type HTTP: {without_login(error)}. {CHECK_HOST}"
+        raise refusal(ti, f"Create {HTTP_CONNECTION}, of type HTTP: {without_login(error)}. {CHECK_HOST}") from None
     if kind != "http":  # With https, the hook would call http://.
-        refuse(ti, advice)
-    token = "".join(get_airbyte_token(ti).split())  # A line break is no part of a header.
+        raise refusal(ti, f"Set the type of {HTTP_CONNECTION} to HTTP, for https, too. It is of type {kind}.")
+    token = Variable.get("CLOUD_API_TOKEN", "").strip() or get_new_token(ti)
+    token = "".join(token.split())  # A line break is no part of a header.
     mask_secret(token)
     ti.task.headers = {**HEADERS, "Authorization": f"Bearer {token}"}
 
 
-def get_airbyte_token(ti) -> str:
-    """Return CLOUD_API_TOKEN, or else a new token."""
-    if token := Variable.get("CLOUD_API_TOKEN", "").strip():
-        return token
+def get_new_token(ti) -> str:
+    """Return a token for the client that the Variables name."""
     client = {name: Variable.get(f"AIRBYTE_{name.upper()}", "").strip() for name in ("client_id", "client_secret")}
     if not all(client.values()):  # or unread: Airflow hides the errors of a secrets backend
-        refuse(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
+        raise refusal(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     body = json.dumps({**client, "grant-type": "client_credentials"})
     response = call_airbyte(ti, "v1/applications/token", body, "POST", HEADERS)
     return read_answer(response, "access_token", ti)["access_token"]
@@ -98,14 +98,12 @@ def get_connection_id(ti, dag, dag_run) -> str:
     conf = dag_run.conf or {}
     if unknown := set(conf) - {*dag.params, "openlineage", "airflow/task_span_detail_level"}:  # Two are Airflow's own.
         raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There are: {[*dag.params]}")
-    value = (conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
+    value = str(conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
     name = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    advice = f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/"
-    if not value:  # or unread, as above
-        refuse(ti, advice)
     if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        raise AirflowFailException(f"{advice} It is: {value[:100]!r}")
+        advice = f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/ It is: {value[:100]!r}"
+        raise AirflowFailException(advice) if value else refusal(ti, advice)  # Blank may mean unread, as above.
     return value
 
 
@@ -114,10 +112,10 @@ def follow_earlier_try(context) -> None:
     authorize(context)
     ti, task = context["ti"], context["ti"].task
     if count_failed_tries(ti):
-        jobs, airbyte_now = list_jobs(ti, json.loads(task.data))
+        jobs, date = list_jobs(ti, json.loads(task.data))
         run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
         sync = next((job for job in jobs if job["jobType"] not in NO_SYNCS), None)
-        if sync and seconds_since(sync["startTime"], airbyte_now) <= run_age:
+        if sync and seconds_since(sync["startTime"], date) <= run_age:
             task.log.info("No second sync: following job %s, which began during this run.", sync["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
 
@@ -128,7 +126,7 @@ def read_job_id(response, ti) -> int:
         jobs, _ = list_jobs(ti, json.loads(ti.task.data))
         job = next((job for job in jobs if job["status"] not in ENDED), None)
         if not job:
-            refuse(ti, f"Airbyte says that a job of this connection is running, but lists none. {quote(response)}")
+            raise refusal(ti, f"Airbyte says that a job of this connection runs, but lists none. {quote(response)}")
         ti.task.log.info("Airbyte job %s is already running.", job["jobId"])
     else:
         job = read_answer(response, "jobId", ti)
@@ -143,7 +141,7 @@ def prepare_poke(context) -> None:
     ti, task, age = context["ti"], context["ti"].task, seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
-    task.poke_interval = max(task.poke_interval, min(age // 30, 5 * 60))
+    task.poke_interval = seconds_to_next_poke(age, [], task.poke_interval)
     task.on_kill = lambda: setattr(task, "silent_fail", False)  # In Airflow 2.7 and 2.8, SIGTERM is a mere Exception.
     if age > task.timeout and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
         task.timeout = 0  # after this poke
@@ -165,10 +163,10 @@ def has_succeeded(response, ti, dag, dag_run) -> bool:
     if job["status"] in ENDED:
         raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(ti, job, response.url)}")
     try:
-        jobs, now = list_jobs(ti, job)
-        age = seconds_since(job["startTime"], now)
-        shortest = dag.get_task(ti.task_id).poke_interval  # before `prepare_poke`: ti.task is a copy
-        task.poke_interval = seconds_to_next_poke(age, jobs, shortest)
+        jobs, date = list_jobs(ti, job)
+        age = seconds_since(job["startTime"], date)
+        # The DAG's own task has the interval from before `prepare_poke`: ti.task is a copy.
+        task.poke_interval = seconds_to_next_poke(age, jobs, dag.get_task(ti.task_id).poke_interval)
     except (RuntimeError, RefusedError, AirflowFailException, LookupError, TypeError, ValueError) as error:
         task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
     if min(age, seconds_since(dag_run.start_date)) > task.timeout:  # `airflow dags test` takes its date as the start.
@@ -186,28 +184,27 @@ def seconds_to_next_poke(age: float, jobs: list, shortest: float) -> float:
     return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
 
 
-def seconds_since(start, now=None) -> float:
-    """Return the seconds from a start, as Airbyte or Airflow gives it, until now, or until another moment."""
-    now = now or pendulum.now("UTC")
+def seconds_since(start, date=None) -> float:
+    """Return the seconds from a start, as Airbyte or Airflow gives it, until now, or until the date of an answer."""
+    now = pendulum.parse(date, strict=False) if date else pendulum.now("UTC")
     return (now - pendulum.parse(str(start or now))).total_seconds()
 
 
 def find_page(ti, job: dict, url: str) -> str:
     """Return the address of the job's page in Airbyte's UI, or where to look if that is not known."""
     try:
-        connection = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()
-        page = f"/workspaces/{connection['workspaceId']}/connections/{job['connectionId']}/timeline"
+        workspace = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
     except Exception:  # noqa: BLE001 Whatever happens here, the user must learn what happened to the job.
         return "the connection's timeline in Airbyte."
     ui = without_login(url).partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
-    return f"{ui.replace('//host.docker.internal', '//localhost')}{page}?openLogs=true&jobId={job['jobId']}"
+    ui = ui.replace("//host.docker.internal", "//localhost")
+    return f"{ui}/workspaces/{workspace}/connections/{job['connectionId']}/timeline?openLogs=true&jobId={job['jobId']}"
 
 
 def list_jobs(ti, sync: dict) -> tuple:
-    """Return the last 20 jobs of this sync's connection, of any type and newest first, and the time at Airbyte."""
+    """Return the last 20 jobs of this sync's connection, of any type and newest first, and the date at Airbyte."""
     response = call_airbyte(ti, "v1/jobs", {"connectionId": sync["connectionId"], "orderBy": "createdAt|DESC"})
-    date = response.headers.get("Date") or pendulum.now("UTC").isoformat()
-    return read_answer(response, "data", ti)["data"], pendulum.parse(date, strict=False)
+    return read_answer(response, "data", ti)["data"], response.headers.get("Date")
 
 
 def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None):
@@ -217,24 +214,22 @@ def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None
         return hook.run(endpoint, data, headers or ti.task.headers, options)
     except (OSError, ValueError) as error:  # Every error of requests is an OSError. The hook refuses some hosts itself.
         advice = "Let REQUESTS_CA_BUNDLE name the file of your CA." if "CERTIFICATE" in str(error) else CHECK_HOST
-        raise RuntimeError(f"No answer from {without_login(hook.base_url)}. {advice} {without_login(error)}") from None
+        raise RuntimeError(without_login(f"No answer from {hook.base_url}. {advice} {error}")) from None
 
 
 def read_answer(response, key: str, ti) -> dict:
-    """Return the answer, a JSON object with this key. Raise what `refuse` says if Airbyte refuses, else RuntimeError."""
-    text = response.content.decode("utf-8-sig", "replace").strip()
-    status, request = response.status_code, response.request
-    if status < 300 and text.startswith("{") and key in (answer := json.loads(text)):
+    """Return the answer, a JSON object with this key. Raise `refusal` if Airbyte refuses, else RuntimeError."""
+    status, text = response.status_code, response.content.decode("utf-8-sig", "replace").strip()
+    if status < 300 and text.startswith("{") and (answer := json.loads(text)).get(key) is not None:
         return answer
-    busy = status in (408, 429) or status >= 500 or "internal error" in text  # SecurityAwareCurrentUserService
-    refused = status in (400, 401, 402, 403, 404, 409, 422) and text.startswith("{") and not busy
-    refusal = CHECK_HOST if (key, status) == ("access_token", 404) else ADVICE.get(key, ADVICE.get(status, ""))
-    advice = refusal if refused else "It is busy or in trouble." if busy else CHECK_HOST
+    message = f"Airbyte answered {response.request.method} {without_login(response.request.url)} with {status}."
     said = quote(response) if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
-    message = f"Airbyte answered {request.method} {without_login(request.url)} with {status}. {advice} {said}"
-    if refused:
-        refuse(ti, message)
-    raise RuntimeError(message)
+    if status in (408, 429) or status >= 500 or "internal error" in text:  # SecurityAwareCurrentUserService
+        raise RuntimeError(f"{message} It is busy or in trouble. {said}")
+    if status not in ADVICE or not text.startswith("{"):
+        raise RuntimeError(f"{message} {CHECK_HOST} {said}")
+    advice = ADVICE.get((key, status)) or ADVICE.get(key) or ADVICE[status]
+    raise refusal(ti, f"{message} {advice} {said}")
 
 
 def quote(response) -> str:
@@ -287,7 +282,7 @@ with DAG(
         mode="reschedule",  # Between two pokes it holds no worker slot.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # What goes wrong in a poke is logged, and the next one comes. But see `refuse`.
+        silent_fail=True,  # What goes wrong in a poke is logged, and the next one comes. But see `refusal`.
         retries=288,  # every 5 minutes for 24 hours, for what goes wrong outside a poke: no token, a lost worker
     )
 
