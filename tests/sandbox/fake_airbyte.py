@@ -139,7 +139,6 @@ class FakeAirbyte(ThreadingHTTPServer):
         and a reset, for which nobody asks, whenever it is in the way of a sync
     :param base_path: "/api/public" for a self-managed Airbyte, "" for Airbyte Cloud
     :param before_syncs: the types of the jobs that the next POSTs of a sync create instead: pending resets, refreshes
-    :param listed_types: the types of the jobs that are listed: before February 2026, ("sync", "reset")
     :param port: 0 takes a free one
     :param log: called with each request once it is answered
     """
@@ -153,7 +152,6 @@ class FakeAirbyte(ThreadingHTTPServer):
         job_seconds: float | None = None,
         base_path: str = "",
         before_syncs: tuple[str, ...] = (),
-        listed_types: tuple[str, ...] = ("sync", "reset", "refresh", "clear"),
         port: int = 0,
         log: Callable[[Request], None] = lambda request: None,
     ) -> None:
@@ -164,7 +162,6 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.base_path = base_path
         self.self_managed = bool(base_path)
         self.before_syncs = list(before_syncs)
-        self.listed_types = listed_types
         self.log = log
         self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
         self.jobs: list[Job] = []
@@ -307,7 +304,7 @@ class FakeAirbyte(ThreadingHTTPServer):
             job
             for job in self.jobs
             if job.connection_id == query.get("connectionId", job.connection_id)
-            and job.type in ([query["jobType"]] if "jobType" in query else self.listed_types)
+            and job.type == query.get("jobType", job.type)
             and self.status_of(job) == query.get("status", self.status_of(job))
         ]
         wanted.sort(key=lambda job: job.created, reverse=query.get("orderBy") == "createdAt|DESC")
