@@ -30,7 +30,9 @@ from sandbox.fixtures import (
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, HTTP_CONNECTION, HTTP_CONNECTION_VARIABLE, START, WAIT
 
 NO_SYNCS = ("reset", "clear")
-NOT_AN_ANSWER = ["<!doctype html><p>Sign in, \udcfcbrigens in Latin-1", "[]", "", '{"token": "under-another-name"}']
+KEYS = ("access_token", "jobId", "status", "data")
+NO_VALUES = json.dumps({**dict.fromkeys(KEYS), "token": "under-another-name"})
+NOT_AN_ANSWER = ["<!doctype html><p>Sign in, \udcfcbrigens in Latin-1", "[]", "", "{}", NO_VALUES]
 SILENCE = Fault(no_answer="silent")
 BUSY = [Fault(status) for status in (408, 429, 500, 502, 503, 504)]
 REFUSALS = [Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422)]

@@ -98,7 +98,7 @@ def get_connection_id(ti, dag, dag_run) -> str:
     conf = dag_run.conf or {}
     if unknown := set(conf) - {*dag.params, "openlineage", "airflow/task_span_detail_level"}:  # Two are Airflow's own.
         raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There are: {[*dag.params]}")
-    value = str(conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
+    value = (conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
     name = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
     if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
