@@ -9,11 +9,11 @@ import json
 import os
 import signal
 import ssl
-import subprocess
 import time
 from dataclasses import replace
 from random import Random
 
+import pendulum
 import pytest
 from sandbox.fake_airbyte import CONNECTION_ID, DATABASE_DOWN, ENDED, NOBODY_THERE, WORKSPACE_ID, FakeAirbyte, Fault
 from sandbox.fixtures import (
@@ -323,15 +323,26 @@ def test_says_what_is_wrong_with_the_set_up(scenario, says, variables, arguments
 
 
 def test_names_what_to_do_where_the_certificate_is_not_known(scenario, tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = "openssl req -x509 -nodes -newkey rsa:2048 -subj /CN=localhost -keyout".split()
-    subprocess.run([*command, key, "-out", certificate], check=True, stderr=subprocess.DEVNULL)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, *(pendulum.now("UTC").add(days=n) for n in (-1, 1))
+    )
+    certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=True)
+    pem = certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    pem += key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (tmp_path / "server.pem").write_bytes(pem)
     with FakeAirbyte() as airbyte:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
         airbyte.socket = context.wrap_socket(airbyte.socket, server_side=True)
+        says = "REQUESTS_CA_BUNDLE"
         host = f"https://localhost:{airbyte.server_port}"
-        scenario(host=host, ends=START_FAILS, says="REQUESTS_CA_BUNDLE", posts=0, new_jobs=0, start_retries=0)
+        scenario(host=host, ends=START_FAILS, says=says, posts=0, new_jobs=0, start_retries=0)
 
 
 # Answers that are odd.
