@@ -32,7 +32,7 @@ from sandbox.throwaway_airflow import AIRFLOW_VERSION, HTTP_CONNECTION, HTTP_CON
 NO_SYNCS = ("reset", "clear")
 KEYS = ("access_token", "jobId", "status", "data")
 NO_VALUES = json.dumps({**dict.fromkeys(KEYS), "token": "under-another-name"})
-NOT_AN_ANSWER = ["<!doctype html><p>Sign in, \udcfcbrigens in Latin-1", "[]", "", "{}", NO_VALUES]
+NOT_AN_ANSWER = ["<!doctype html><p>Sign in, \udcfcbrigens in Latin-1", "[]", "", NO_VALUES]
 SILENCE = Fault(no_answer="silent")
 BUSY = [Fault(status) for status in (408, 429, 500, 502, 503, 504)]
 REFUSALS = [Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422)]
