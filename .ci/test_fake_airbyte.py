@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 
@@ -53,43 +54,46 @@ def ask(airbyte: FakeAirbyte, asked: str, **options) -> requests.Response:
 # Judged by Airbyte's documents.
 
 
-@pytest.fixture(scope="module")
-def judge():
-    """A function that judges a request and its answer. It returns the status and, of a refusal, the kind."""
-    openapi_core = pytest.importorskip("openapi_core")
-    import yaml
-    from openapi_core.testing import MockRequest, MockResponse
-    from openapi_schema_validator import OAS31Validator
-
-    document = yaml.safe_load(Path(__file__).with_name("openapi.yaml").read_text())
-    api, components, problems = openapi_core.OpenAPI.from_dict(document), document["components"], {}
-    for schema in components["schemas"].values():
-        if "allOf" in schema:  # The defaults of a problem are constants.
-            constants = (schema["allOf"][1]["properties"][name]["default"] for name in ("status", "type", "title"))
-            problems[tuple(constants)] = OAS31Validator({**schema, "components": components})
-
-    def judge(airbyte: FakeAirbyte, request: Request) -> str:
-        if request.status == 200:
-            url, path = "https://api.airbyte.com", request.path.replace(airbyte.base_path, "", 1)
-            headers, body = dict(request.headers), request.body.encode()
-            asked = MockRequest(url, request.method, path, None, request.query, {}, headers, {}, body)
-            asked.content_type = headers.get("content-type", "")
-            api.validate_request(asked)
-            api.validate_response(asked, MockResponse(request.answer.encode()))
-            return "200"
-        answer = json.loads(request.answer) if request.answer.startswith("{") else {request.answer: ""}
-        if "type" not in answer:  # This is none of Airbyte's problems, and documented nowhere.
-            return f"{request.status} {' '.join(answer)}"
-        problems[request.status, answer["type"], answer["title"]].validate(answer)
-        assert answer["status"] == request.status
-        return f"{request.status} {answer['title']}"
-
-    return judge
-
-
 BAD, FORBIDDEN, NOT_FOUND = "400 bad-request", "403 forbidden", "404 resource-not-found"
 CONFLICT, RUNS, UNPROCESSABLE = "409 state-conflict", "409 try-again-later", "422 unprocessable-entity"
 MICRONAUT_400, MICRONAUT_401 = "400 message _links _embedded", "401 message _links _embedded"
+PROBLEMS = {  # of airbyte-api/problems-api/src/main/openapi/api-problems.yaml: the end of the type, and the data
+    BAD: ("bad-request", "message"),
+    FORBIDDEN: ("forbidden", "message"),
+    NOT_FOUND: ("resource-not-found", "resourceId"),
+    CONFLICT: ("409-state-conflict", "message"),
+    RUNS: ("try-again-later", "message"),
+    UNPROCESSABLE: ("unprocessable-entity", "message"),
+}
+
+
+@cache
+def documents():
+    """Return Airbyte's documents of its API. They judge requests and answers."""
+    file = Path(__file__).with_name("openapi.yaml")
+    return pytest.importorskip("openapi_core").OpenAPI.from_file_path(str(file))
+
+
+def judge(airbyte: FakeAirbyte, request: Request) -> str:
+    """Judge a request and its answer. Return the status and, of a refusal, the kind."""
+    if request.status == 200:
+        api = documents()
+        from openapi_core.contrib.requests import RequestsOpenAPIRequest
+        from openapi_core.testing import MockResponse
+
+        url = "https://api.airbyte.com" + request.path.replace(airbyte.base_path, "", 1)
+        sent = requests.Request(request.method, url, request.headers, None, request.body, request.query)
+        api.validate_request(RequestsOpenAPIRequest(sent))
+        api.validate_response(RequestsOpenAPIRequest(sent), MockResponse(request.answer.encode()))
+        return "200"
+    answer = json.loads(request.answer) if request.answer.startswith("{") else {request.answer: ""}
+    if "type" not in answer:  # This is none of Airbyte's problems, and documented nowhere.
+        return f"{request.status} {' '.join(answer)}"
+    said = f"{request.status} {answer['title']}"
+    end, data = PROBLEMS[said]
+    assert (answer["status"], answer["type"]) == (request.status, f"https://reference.airbyte.com/reference/errors#{end}")
+    assert [type(value) for value in (answer["detail"], answer["data"][data])] == [str, str]
+    return said
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ MICRONAUT_400, MICRONAUT_401 = "400 message _links _embedded", "401 message _lin
         pytest.param("GET no/path", {"headers": {}}, "404 message code", MICRONAUT_401, id="unknown path, no token"),
     ],
 )
-def test_every_answer_is_one_of_airbytes(airbyte, judge, asked, options, cloud, self_managed):
+def test_every_answer_is_one_of_airbytes(airbyte, asked, options, cloud, self_managed):
     airbyte.add_job(statuses=("running",))
     airbyte.add_job(OTHER_CONNECTION_ID, age=60, duration=30)
     ask(airbyte, asked, **options)
@@ -127,13 +131,13 @@ def test_every_answer_is_one_of_airbytes(airbyte, judge, asked, options, cloud, 
 
 
 @pytest.mark.parametrize("said", [BAD, MICRONAUT_401, FORBIDDEN, NOT_FOUND, CONFLICT, UNPROCESSABLE])
-def test_a_fault_is_one_of_airbytes_answers(airbyte, judge, said):
+def test_a_fault_is_one_of_airbytes_answers(airbyte, said):
     airbyte.faults["list_jobs"] = [Fault(int(said[:3]))]
     ask(airbyte, "GET jobs")
     assert judge(airbyte, airbyte.requests[0]) == said
 
 
-def test_the_dag_asks_as_airbytes_documents_say(airbyte, judge, run_dag):
+def test_the_dag_asks_as_airbytes_documents_say(airbyte, run_dag):
     airbyte.statuses[CONNECTION_ID] = ("running", "failed")
     airbyte.faults["create_job"] = [Fault(503, carried_out=True)]  # A retry lists the jobs.
     assert run_dag(airbyte.url).state == "failed"
