@@ -282,12 +282,6 @@ def test_a_job_goes_through_its_statuses_and_says_only_what_is_known(airbyte):
     assert [job["rowsSynced"] for job in jobs] == [0, 0, 125_000, 125_000]
 
 
-def test_the_duration_of_a_running_job_ends_with_its_last_change(airbyte):
-    airbyte.job_seconds = 100
-    airbyte.add_job(age=60)
-    assert ask(airbyte, "GET jobs/1001").json()["duration"] == "PT50S"
-
-
 @pytest.mark.parametrize(
     "offset, job_ids, links",
     [(0, [1003, 1002], ["", "2"]), (2, [1001], ["0", "4"]), (4, [], ["2", ""])],
