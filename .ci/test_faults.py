@@ -122,7 +122,7 @@ def test_a_refusal_after_five_failed_tries_of_any_kind_is_final(scenario):
 def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
     dripping = {"get_job": [Fault(body=json.dumps({"drip": "x" * 100}), drip=True)]}
     limit = {WAIT: {"execution_timeout": 4, "retries": FOR_EVER}}
-    _, airbyte = scenario(faults=dripping, run={"policy": limit}, timeout=3)
+    _, airbyte = scenario(faults=dripping, run={"policy": limit})
     pokes = airbyte.requests_of("get_job")
     assert pokes[1].time - pokes[0].time < 15
 
@@ -152,7 +152,7 @@ def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, says):
 
 def test_a_run_whose_date_lies_years_back_waits_all_the_same(scenario):
     scenario(run={"age": 3 * 365 * 24 * 60 * 60, "policy": {WAIT: {"timeout": 24 * 60 * 60}}}, statuses=("succeeded",))
-    started = {"create_job": [Fault(after=lambda airbyte: setattr(airbyte.jobs[0], "created", time.time() - 100))]}
+    started = {"get_job": [Fault(before=lambda airbyte: setattr(airbyte.jobs[0], "created", time.time() - 100))]}
     scenario(faults=started, run={"age": 400, "policy": {WAIT: {"timeout": 200}}})
 
 
@@ -295,7 +295,7 @@ def test_fails_at_once_if_the_parameter_is_no_connection_id(scenario, connection
 
 NOBODYS_ID = "00000000-0000-4000-8000-000000000000"
 SELF_MANAGED = {"base_path": "/api/public"}
-NO_PATH = {**SELF_MANAGED, "host": "{root}"}
+NO_PATH = {**SELF_MANAGED, "host": "http://127.0.0.1:{port}"}
 OTHER_TYPE = {HTTP_CONNECTION_VARIABLE: "airbyte://127.0.0.1"}
 PATH_IN_URI = {HTTP_CONNECTION_VARIABLE: "http://user:pass-word@127.0.0.1/api/public"}
 
@@ -393,7 +393,7 @@ def draw(random: Random) -> dict:
         operation: [random.choice(menu) if random.random() < 0.5 else None for _ in range(random.randrange(10))]
         for operation in ("create_token", "create_job", "get_job", "list_jobs", "get_connection")
     }
-    faults["create_token"] += [Fault(before=FakeAirbyte.expire_tokens)] * random.randrange(3)
+    faults["create_token"] += [Fault(before=lambda airbyte: airbyte.tokens.clear())] * random.randrange(3)
     if DAG_TEST_COUNTS_TRIES:  # else no job may end before a retry
         faults["list_jobs"] += [JOBS_END] * random.randrange(3)
     for schedule in faults.values():
@@ -413,9 +413,10 @@ def draw(random: Random) -> dict:
 
 
 @pytest.mark.airflow_3_0
+@pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("SCHEDULES", 20))))
 def test_faults_at_random(run_dag, seed):
     drawn = draw(Random(seed))
-    schedule = f"--seed {seed} drew {drawn}"
+    schedule = f"seed {seed} drew {drawn}"
     existing_jobs, failing_reads = drawn.pop("existing_jobs"), drawn.pop("failing_reads")
     retries = {"retries": FOR_EVER, "extra_options": {"timeout": 2}}
     with FakeAirbyte(**drawn) as airbyte:

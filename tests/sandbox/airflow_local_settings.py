@@ -17,9 +17,7 @@ def task_policy(task) -> None:
     for name, value in json.loads(os.environ.get("TASK_POLICY", "{}")).get(role, {}).items():
         if name.endswith(("_delay", "execution_timeout")):
             value = timedelta(seconds=value)
-        elif name == "extra_options":
-            value = {**task.extra_options, **value}
-        elif name == "params":
-            task.params.update(value)
-            continue
-        setattr(task, name, value)
+        if isinstance(value, dict):  # extra_options, params
+            getattr(task, name).update(value)
+        else:
+            setattr(task, name, value)

@@ -25,24 +25,17 @@ AIRFLOW_3 = AIRFLOW_VERSION >= (3, 0)
 def free_port(preferred: int = 0) -> int:
     """Return the preferred port if nobody listens on it, else a free one."""
     port = preferred or random.randrange(20_000, 30_000)  # From 32768 on, the system may give it away.
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-            return port
-        except OSError:
-            return free_port()
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return free_port()
+    return port
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
     """Return all processes that work in a folder or below it. (Some overwrite their command line and environment.)"""
-    folder, found = folder.resolve(), []
-    for candidate in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            cwd = Path(candidate.cwd())
-            if folder == cwd or folder in cwd.parents:
-                found.append(candidate)
-    return found
+    folder, cwds = folder.resolve(), {each: Path(each.info["cwd"] or "/") for each in psutil.process_iter(["cwd"])}
+    return [each for each, cwd in cwds.items() if folder in (cwd, *cwd.parents)]
 
 
 def kill_processes_in(folder: Path) -> None:
@@ -116,10 +109,6 @@ class Deployment:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for process in self.processes.values():
-            with suppress(psutil.NoSuchProcess):  # It has ended by itself.
-                process.terminate()
-        psutil.wait_procs(self.processes.values(), timeout=10)
         kill_processes_in(self.airflow_home)
 
     def start(self, name: str) -> None:
@@ -171,9 +160,6 @@ class Deployment:
 
     def end_of(self, run_id: str, seconds: float = 120) -> str:
         """Return the state in which a run ends."""
-
-        def ended() -> str | None:
-            state = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
-            return state if state in ("success", "failed") else None
-
-        return self.wait_for(ended, f"the end of {run_id}", seconds)
+        path, ends = f"/dags/{DAG_ID}/dagRuns/{run_id}", ("success", "failed")
+        self.wait_for(lambda: self.api(path)["state"] in ends, f"the end of {run_id}", seconds)
+        return self.api(path)["state"]

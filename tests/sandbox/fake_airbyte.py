@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -40,6 +41,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 FAILS = ("pending", "running", "failed")
 THREE_CONNECTIONS = {CONNECTION_ID: SUCCEEDS, OTHER_CONNECTION_ID: SUCCEEDS, FAILING_CONNECTION_ID: FAILS}
 
+MICRONAUT = "no problem"  # but an error of Micronaut, on which Airbyte is built: airbytehq/airbyte, issue 65592
 # Airbyte's problems (api-problems.yaml): the title, and the message if it is not the status in words.
 PROBLEMS = {
     400: ("bad-request", ""),
@@ -50,18 +52,18 @@ PROBLEMS = {
 }
 
 
-def body_of(status: int, message: str = "", title: str = "", path: str = "") -> str:
-    """Return what Airbyte, or the gateway in front of it, says with a status. A path is named only by Micronaut."""
+def body_of(status: int, message: str = "", title: str = "") -> str:
+    """Return what Airbyte, or the gateway in front of it, says with a status."""
     words = HTTPStatus(status).phrase
     if status in (302, 405, 408, 429, 502, 503, 504):  # of a gateway in front of Airbyte
         return f"<html><body><h1>{status} {words}</h1></body></html>"
     if status == 500:  # an error that nobody caught in Airbyte
         return json.dumps({"errorId": str(uuid.uuid4())})
-    if path or status not in PROBLEMS:  # of Micronaut, on which Airbyte is built: airbytehq/airbyte, issue 65592
-        errors = [{"message": message or words, "_links": {}, "_embedded": {}}]
-        links = {"self": {"href": path, "templated": False}}
-        return json.dumps({"message": words, "_links": links, "_embedded": {"errors": errors}})
-    title, message = title or PROBLEMS[status][0], message or PROBLEMS[status][1] or words
+    usual_title, usual_message = PROBLEMS.get(status, (MICRONAUT, ""))
+    title, message = title or usual_title, message or usual_message or words
+    if title == MICRONAUT:
+        errors = [{"message": message, "_links": {}, "_embedded": {}}]
+        return json.dumps({"message": words, "_links": {}, "_embedded": {"errors": errors}})
     url = f"https://reference.airbyte.com/reference/errors#{'409-' if title == 'state-conflict' else ''}{title}"
     data = {"resourceId" if status == 404 else "message": message}
     return json.dumps({"status": status, "type": url, "title": title, "detail": words, "data": data})
@@ -86,7 +88,6 @@ class Fault:
     seconds: float = 0  # how long the request waits until all this happens
     carried_out: bool = False  # Airbyte does what was asked, although its answer does not arrive.
     before: Callable[[FakeAirbyte], None] = lambda airbyte: None  # happens just before the request is carried out
-    after: Callable[[FakeAirbyte], None] = lambda airbyte: None  # and just after that
 
     def __str__(self) -> str:
         return self.no_answer or str(self.status or self.body)
@@ -107,7 +108,6 @@ class Job:
     statuses: tuple[str, ...]
     created: float  # in seconds since the epoch, as `ended`
     step: int = 0
-    changed: float | None = None  # when it reached this step
     ended: float | None = None
 
 
@@ -126,6 +126,9 @@ class Request:
     status: int | None = None  # the answer's
     answer: str | None = None
     job_status: str | None = None  # of the job that was asked for
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} -> {self.status} {self.answer}"
 
 
 class FakeAirbyte(ThreadingHTTPServer):
@@ -181,8 +184,6 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    # What a test looks at, and does to Airbyte.
-
     def requests_of(self, operation: str) -> list[Request]:
         """Return the requests of one operation, in the order they came."""
         return [request for request in self.requests if request.operation == operation]
@@ -213,21 +214,15 @@ class FakeAirbyte(ThreadingHTTPServer):
         for job in self.jobs:
             job.step = len(job.statuses) - 1
 
-    def expire_tokens(self) -> None:
-        """Let every token expire."""
-        self.tokens.clear()
-
     def unfinished(self, connection_id: str) -> list[Job]:
         """Return the jobs of a connection that have not ended."""
         return [job for job in self.jobs if job.connection_id == connection_id and self.status_of(job) not in ENDED]
 
     def status_of(self, job: Job) -> str:
         """Return the job's status now. A job that has ended stays so."""
-        last = len(job.statuses) - 1
         if self.job_seconds is not None and not job.ended:
-            share = (time.time() - job.created) / self.job_seconds if self.job_seconds else 1
-            job.step = min(int(share * last), last)
-            job.changed = job.created + self.job_seconds * job.step / max(last, 1)
+            last, age = len(job.statuses) - 1, time.time() - job.created
+            job.step = int(last * min(age / self.job_seconds, 1)) if self.job_seconds else last
         status = job.statuses[job.step]
         if status in ENDED and not job.ended:
             job.ended = job.created + self.job_seconds if self.job_seconds else time.time()
@@ -241,21 +236,20 @@ class FakeAirbyte(ThreadingHTTPServer):
         if job.ended:
             response["lastUpdatedAt"] = iso_time(job.ended + self.clock_offset)
         if status != "pending":
-            response["duration"] = iso_duration(int((job.ended or job.changed or job.created) - job.created))
+            response["duration"] = iso_duration(int((job.ended or time.time()) - job.created))
         if with_stats:
             synced = status == "succeeded" and job.type in ("sync", "refresh")
             response.update(bytesSynced=48_211_904 if synced else 0, rowsSynced=125_000 if synced else 0)
         return response
-
-    # The operations of the API, each with the request that it carries out.
 
     def create_token(self, request: Request) -> dict:
         """POST /v1/applications/token"""
         is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
         client = dict(parse_qsl(request.body)) if is_form else json.loads(request.body)
         if (client.get("client_id"), client.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
-            body = body_of(400, "Invalid client id or token", path=request.path)
-            raise Refused(400, body=body) if self.self_managed else Refused(401, body=body_of(500))
+            if self.self_managed:
+                raise Refused(400, "Invalid client id or token", MICRONAUT)
+            raise Refused(401, body=body_of(500))
         token = f"fake.{uuid.uuid4()}"
         self.tokens[token] = time.time() + TOKEN_SECONDS
         return {"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS}
@@ -343,13 +337,11 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.authorize(request)
         raise Refused(404, body="Object not found.")  # NotFoundController
 
-    # What the operations have in common.
-
     def authorize(self, request: Request) -> None:
         """Refuse a request without a token that is still alive."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or self.tokens.get(token, 0) < time.time():
-            raise Refused(401, body=body_of(401, path=request.path))
+            raise Refused(401)
 
     def existing_connection(self, connection_id: str) -> str:
         """Return the connection id, or refuse it if no connection has it."""
@@ -368,7 +360,7 @@ class FakeAirbyte(ThreadingHTTPServer):
     def step(self, job: Job) -> None:
         """Let the job reach its next status, unless the time decides that."""
         if job.step < len(job.statuses) - 1:
-            job.step, job.changed = job.step + 1, time.time()
+            job.step += 1
 
 
 OPERATIONS = {
@@ -408,7 +400,6 @@ class Handler(BaseHTTPRequestHandler):
             fault.before(airbyte)
             if fault.carried_out or not replaces_the_answer:
                 request.status, request.answer = self.carry_out(request)
-            fault.after(airbyte)
             if replaces_the_answer:
                 request.status = fault.status or 200
                 request.answer = body_of(request.status) if fault.body is None else fault.body
@@ -468,11 +459,7 @@ def iso_duration(seconds: int) -> str:
 def main() -> None:
     """Serve until Ctrl-C, on the port that the command line gives."""
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
-
-    def log(asked: Request) -> None:
-        print(asked.method, asked.path, "->", asked.status, asked.answer, flush=True)
-
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
+    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=partial(print, flush=True)) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
         print(f"connection ids {CONNECTION_ID}\n               {OTHER_CONNECTION_ID}")

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pendulum
 import pytest
@@ -35,24 +35,8 @@ needs_try_count = pytest.mark.skipif(not DAG_TEST_COUNTS_TRIES, reason="dag.test
 
 # What the tests change of the two tasks: no delays, no alerts, and the Variable's connection in place of the user's.
 CALLBACKS = ("on_execute_callback", "on_failure_callback", "on_retry_callback", "on_success_callback")
-AS_TESTED = {
-    **{name: [] for name in CALLBACKS},
-    "retry_delay": 0,
-    "max_retry_delay": 1e-6,
-    "params": {"connection_id": ""},
-}
-BACKEND = "sandbox.flaky_secrets.FlakySecrets"
-
-
-def pytest_addoption(parser):
-    parser.addoption("--schedules", type=int, default=20, help="how many random fault schedules to run (default: 20)")
-    parser.addoption("--seed", type=int, default=1, help="the seed of the first (default: 1)")
-
-
-def pytest_generate_tests(metafunc):
-    if "seed" in metafunc.fixturenames:
-        first = metafunc.config.option.seed
-        metafunc.parametrize("seed", range(first, first + metafunc.config.option.schedules))
+AS_TESTED = {name: [] for name in CALLBACKS}
+AS_TESTED.update(retry_delay=0, max_retry_delay=1e-6, params={"connection_id": ""})
 
 
 def pytest_sessionstart(session):
@@ -60,12 +44,8 @@ def pytest_sessionstart(session):
     home = Path(tempfile.mkdtemp(prefix="airflow-home-"))
     environ = {**throwaway_airflow.environment(home), "PYTHONPATH": str(throwaway_airflow.SANDBOX.parent)}
     os.environ.clear()
-    os.environ.update(environ)
-    os.environ["AIRFLOW__SECRETS__BACKEND"] = os.environ["AIRFLOW__WORKERS__SECRETS_BACKEND"] = BACKEND
-
-
-def pytest_sessionfinish(session):
-    shutil.rmtree(os.environ["AIRFLOW_HOME"], ignore_errors=True)
+    os.environ.update(environ, AIRFLOW__SECRETS__BACKEND="sandbox.flaky_secrets.FlakySecrets")
+    session.config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,13 +56,8 @@ def airflow_home() -> Path:
         # There dag.test() prints debug messages, and every traceback with its local variables.
         import structlog
 
-        structlog.configure(
-            [
-                structlog.processors.format_exc_info,
-                structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
-            ],
-            structlog.make_filtering_bound_logger(logging.INFO),
-        )
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        structlog.configure([renderer], structlog.make_filtering_bound_logger(logging.INFO))
     throwaway_airflow.create(home, dict(os.environ), stdout=subprocess.DEVNULL)
     return home
 
@@ -91,17 +66,6 @@ def airflow_home() -> Path:
 def dag_file(airflow_home) -> dict:
     """What the DAG file defines, by name."""
     return runpy.run_path(str(DAG_FILE))
-
-
-class DagRunResult(NamedTuple):
-    """How a run of the DAG ended: its state, its tasks' states and tries, their XComs, and all that was logged."""
-
-    state: str
-    tasks: dict[str, str]
-    tries: dict[str, int]
-    job_id: int | None
-    job: dict | None
-    log: str
 
 
 @pytest.fixture
@@ -117,23 +81,24 @@ def run_dag(monkeypatch, capfd):
         policy: dict | None = None,
         failing_reads: dict[str, set[int]] | None = None,
         age: float = 0,
-    ) -> DagRunResult:
+        **login: str,
+    ) -> SimpleNamespace:
         """
-        :param host: of the HTTP connection
+        :param host, login: of the HTTP connection
         :param conf: the parameters that the run is triggered with
         :param variables: environment variables that differ from `dag_settings`; None unsets one
         :param policy: the tasks' attributes that differ from the DAG file, by task
         :param failing_reads: given these, the Variables and the connection come from `flaky_secrets`
         :param age: how many seconds ago the run began, in the eyes of its tasks
+        :return: how the run ended: its state, its tasks' states and tries, their XComs, and all that was logged
         """
-        settings = {**throwaway_airflow.dag_settings(host), **(variables or {})}
-        known = {name: value for name, value in settings.items() if failing_reads and value is not None}
-        flaky_secrets.store(known, failing_reads or {})
-        for name, value in settings.items():
-            if value is None or name in known:
-                monkeypatch.delenv(name, raising=False)
-            else:
-                monkeypatch.setenv(name, value)
+        flaky_secrets.failing_reads = failing_reads or {}
+        flaky_secrets.reads.clear()
+        prefix = flaky_secrets.PREFIX if failing_reads else ""
+        for name, value in {**dag_settings(host, **login), **(variables or {})}.items():
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(prefix + name, value)
         attributes = {START: {**AS_TESTED}, WAIT: {**AS_TESTED, "poke_interval": 0, "timeout": 120}}
         for role, changes in (policy or {}).items():
             attributes[role].update(changes)
@@ -147,13 +112,13 @@ def run_dag(monkeypatch, capfd):
         log = re.sub(r'File "[^"]*/(tests|\.ci)/.*\n.*', "", log)  # Tracebacks quote the test.
         tasks = throwaway_airflow.airbyte_tasks(dag)
         instances = {role: dag_run.get_task_instance(task.task_id) for role, task in tasks.items()}
-        return DagRunResult(
-            str(dag_run.state),
-            {role: str(ti.state) for role, ti in instances.items()},
-            {role: ti.try_number for role, ti in instances.items()},
-            instances[START].xcom_pull(task_ids=tasks[START].task_id),
-            instances[WAIT].xcom_pull(task_ids=tasks[WAIT].task_id, key="job"),
-            " ".join(log.split()),
+        return SimpleNamespace(
+            state=str(dag_run.state),
+            tasks={role: str(ti.state) for role, ti in instances.items()},
+            tries={role: ti.try_number for role, ti in instances.items()},
+            job_id=instances[START].xcom_pull(task_ids=tasks[START].task_id),
+            job=instances[WAIT].xcom_pull(task_ids=tasks[WAIT].task_id, key="job"),
+            log=" ".join(log.split()),
         )
 
     return run_dag
@@ -175,10 +140,9 @@ def scenario(run_dag):
         login: dict[str, str] | None = None,
         start_retries: int = 3,
         wait_retries: int = 0,
-        timeout: float = 2,
         run: dict | None = None,
         **airbyte_options,
-    ) -> tuple[DagRunResult, FakeAirbyte]:
+    ) -> tuple[SimpleNamespace, FakeAirbyte]:
         """
         :param ends: the tasks' states
         :param says: a part of the message to the user
@@ -186,17 +150,16 @@ def scenario(run_dag):
         :param new_jobs: how many jobs the scenario adds
         :param statuses, airbyte_options: of the FakeAirbyte, such as its faults
         :param existing_jobs: the arguments of FakeAirbyte.add_job
-        :param host, login: of the HTTP connection; {url} is Airbyte's, {root} that without its path
+        :param host, login: of the HTTP connection; {url} is Airbyte's, {port} its port
         :param start_retries: of the operator; where retries never end, none if it fails
         :param wait_retries: of the sensor; a poke that goes wrong must not cost a retry
-        :param timeout: of the requests of the tasks themselves, in seconds
         :param run: further arguments of run_dag
         """
         if ends == START_FAILS and not DAG_TEST_COUNTS_TRIES:
             start_retries = 0
         if DAG_TEST_FAILS_POKES:
             wait_retries = max(wait_retries, 50)
-        limit = {"extra_options": {"timeout": timeout}}
+        limit = {"extra_options": {"timeout": 2}}
         policy = {START: {"retries": start_retries, **limit}, WAIT: {"retries": wait_retries, **limit}}
         options = dict(run or {})
         for role, changes in options.pop("policy", {}).items():
@@ -204,10 +167,8 @@ def scenario(run_dag):
         with FakeAirbyte(statuses={CONNECTION_ID: statuses}, **airbyte_options) as airbyte:
             for job in existing_jobs:
                 airbyte.add_job(**job)
-            root = f"http://127.0.0.1:{airbyte.server_port}"
-            settings = dag_settings(host.format(url=airbyte.url, root=root), **(login or {}))
-            variables = {**settings, **options.pop("variables", {})}
-            result = run_dag(airbyte.url, variables=variables, policy=policy, **options)
+            host = host.format(url=airbyte.url, port=airbyte.server_port)
+            result = run_dag(host, policy=policy, **options, **(login or {}))
 
         assert result.tasks == ends, result.log[-3000:]
         assert says in result.log

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 from airflow.secrets import BaseSecretsBackend
 
-stored: dict[str, str] = {}  # what it knows, by the names of environment variables: AIRFLOW_VAR_…, AIRFLOW_CONN_…
-failing_reads: dict[str, set[int]] = {}  # by name: whether the first, second, … look-up fails
+PREFIX = "FLAKY_"  # of the environment variables that it reads: FLAKY_AIRFLOW_VAR_…, FLAKY_AIRFLOW_CONN_…
+failing_reads: dict[str, set[int]] = {}  # by name without prefix: which look-ups fail, the first, the second, …
 reads: Counter[str] = Counter()
 
 
 class FlakySecrets(BaseSecretsBackend):
     """Airflow asks it before it looks into its environment and its database."""
-
-    def __init__(self, **options) -> None:
-        super().__init__()
 
     def get_variable(self, key: str, *args, **options) -> str | None:
         return read(f"AIRFLOW_VAR_{key}")
@@ -29,11 +27,4 @@ def read(name: str) -> str | None:
     reads[name] += 1
     if reads[name] in failing_reads.get(name, ()):
         raise ConnectionError(f"throttled: {name}")
-    return stored.get(name)
-
-
-def store(values: dict[str, str], failing: dict[str, set[int]]) -> None:
-    """Know these values and no others, and let these look-ups fail."""
-    for known, new in ((stored, values), (failing_reads, failing), (reads, {})):
-        known.clear()
-        known.update(new)
+    return os.environ.get(PREFIX + name)

@@ -82,10 +82,7 @@ def leaks(files: dict[str, bytes], secrets: list[str]) -> set[tuple[str, str]]:
 
 def load_dag():
     """Return the DAG as Airflow loads it from its file. Raise ImportError with what Airflow says of the file."""
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # Airflow before 3.2
-        from airflow.models.dagbag import DagBag
+    from airflow.models import DagBag
 
     folder = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     bag = DagBag(str(folder / DAG_FILE.relative_to(DAGS)))
