@@ -29,11 +29,9 @@ with DAG("article", schedule=None, default_args=HTTP, **DAG_OPTIONS):  # as peop
     )
     start_airbyte_sync >> wait_for_airbyte_sync
 
-with DAG("operator", schedule=None, **DAG_OPTIONS):
-    AirbyteTriggerSyncOperator(task_id="sync", connection_id=CONNECTION_ID)
-
-with DAG("operator_deferrable", schedule=None, **DAG_OPTIONS):
-    AirbyteTriggerSyncOperator(task_id="sync", connection_id=CONNECTION_ID, deferrable=True)
+for dag_id, deferrable in (("operator", False), ("operator_deferrable", True)):
+    with DAG(dag_id, schedule=None, **DAG_OPTIONS):
+        AirbyteTriggerSyncOperator(task_id="sync", connection_id=CONNECTION_ID, deferrable=deferrable)
 
 with DAG("bystander", schedule=None, **DAG_OPTIONS):
     task(task_id="do_nothing")(lambda: None)()

@@ -9,13 +9,9 @@
 """
 Take the README's picture again, of a log in the web UI of `demo.py --ui` in Chromium.
 
-It needs Debian's packages chromium and fonts-liberation, and takes two minutes.
-`uv run .ci/pictures.py` installs the rest, or `pip install playwright` adds it to the README's .venv.
+It needs Debian's packages chromium and fonts-liberation. `uv run .ci/pictures.py` installs the rest.
 """
 
-from __future__ import annotations
-
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,25 +27,15 @@ LOOPBACK_ALONE = ["--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, E
 # A log is 870 pixels wide then, as the README is, and fits without scrolling.
 SIZE = {"viewport": {"width": 1200, "height": 1200}, "device_scale_factor": 1.5}
 
-
-def main() -> None:
-    """Run the DAG in the web UI, and take the picture of its log."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, demo.stop)
-    with tempfile.TemporaryDirectory() as name, demo.ui(Path(name), Path(name) / "log", port=0) as airflow:
-        run_id = airflow.trigger()
-        demo.say(f"{run_id} has ended: {airflow.end_of(run_id)}")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=LOOPBACK_ALONE)
-            page = browser.new_page(**SIZE)
-            page.set_default_timeout(60_000)
-            page.add_init_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
-            page.goto(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/wait_for_airbyte_sync")
-            log = page.get_by_test_id("virtualized-list").filter(has_text="Success criteria met")
-            log.wait_for()
-            page.wait_for_timeout(2000)  # so that the page has come to rest
-            log.screenshot(path=DAGS.parent / ".github" / "images" / "log.png")
-
-
-if __name__ == "__main__":
-    main()
+with tempfile.TemporaryDirectory() as name, demo.ui(Path(name), Path(name) / "log", port=0) as airflow:
+    run_id = airflow.trigger()
+    airflow.end_of(run_id)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=LOOPBACK_ALONE)
+        page = browser.new_page(**SIZE)
+        page.add_init_script("localStorage.setItem('log_wrap', 'true')")  # as the key W does
+        page.goto(f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}/tasks/wait_for_airbyte_sync")
+        log = page.get_by_test_id("virtualized-list").filter(has_text="Success criteria met")
+        log.wait_for()
+        page.wait_for_timeout(2000)  # so that the page has come to rest
+        log.screenshot(path=DAGS.parent / ".github" / "images" / "log.png")

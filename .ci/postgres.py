@@ -6,34 +6,30 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.deployment import free_port
 
-PG_CTL = max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), default=None)
 # It refuses to run as root.
 USER = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-class Postgres:
-    """The server, in its `with` block. `url` is its address for Airflow, without a password."""
+@contextmanager
+def run_postgres():
+    """Run the server. Yield its address for Airflow, and a function with which `pg_ctl` stops or restarts it."""
+    folder, port = tempfile.mkdtemp(prefix="postgres-", dir="/tmp"), free_port()  # where any user may go
+    shutil.chown(folder, USER.get("user", os.geteuid()))
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # where any user may go
-        self.port = free_port()
-        self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
+    def control(*arguments: str) -> None:
+        pg_ctl = max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        command = [pg_ctl, *arguments, f"--pgdata={folder}/data", f"--log={folder}/log"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **USER)
 
-    def __enter__(self) -> Postgres:
-        shutil.chown(self.folder, USER.get("user", os.geteuid()))
-        self.control("init", "--options=--username=airflow --auth=trust --encoding=UTF8")
-        self.control("start", f"--options=-h 127.0.0.1 -p {self.port} -k {self.folder} -c max_connections=300")
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.control("stop", "--mode=immediate")
-        shutil.rmtree(self.folder)
-
-    def control(self, *arguments: str) -> None:
-        """Let `pg_ctl` start, stop or restart the server, and wait until it has."""
-        command = [PG_CTL, *arguments, f"--pgdata={self.folder}/data", f"--log={self.folder}/log"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, **USER)
+    control("init", "--options=--username=airflow --auth=trust --encoding=UTF8")
+    control("start", f"--options=-h 127.0.0.1 -p {port} -k {folder} -c max_connections=300")
+    try:
+        yield f"postgresql+psycopg2://airflow@127.0.0.1:{port}/postgres", control
+    finally:
+        control("stop", "--mode=immediate")
+        shutil.rmtree(folder)
