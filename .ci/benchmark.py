@@ -35,25 +35,21 @@ from uuid import uuid4
 
 import psutil
 import psycopg2
+from psycopg2.extras import NamedTupleCursor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from postgres import Postgres
+from postgres import run_postgres
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
 from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
 
-WAYS = {
-    DAG_ID: "this DAG",
-    "article": "the article's DAG",
-    "operator": "AirbyteTriggerSyncOperator",
-    "operator_deferrable": "the same, deferrable",
-}
-TROUBLES = {"good": "no trouble", "silent": "Airbyte never answers", "expired": "CLOUD_API_TOKEN has expired"}
+WAYS = (DAG_ID, "article", "operator", "operator_deferrable")
+TROUBLES = ("good", "silent", "expired")  # none, Airbyte never answers, CLOUD_API_TOKEN has expired
 FOREVER = 1e10
-ENDED = "select run_id, state, end_date from dag_run where run_id = any(%s) and state in ('success', 'failed')"
 TASKS = """
-select task.id::text, run_id, run.state, task_id, task.state, extract(epoch from task.start_date)::float
+select task.id::text, run_id, run.state as run_state, extract(epoch from run.end_date)::float as run_ended,
+    task_id, task.state, extract(epoch from task.start_date)::float as started
 from task_instance task join dag_run run using (dag_id, run_id) where run_id = any(%s) order by task_id
 """
 
@@ -64,15 +60,18 @@ def spread(values) -> str:
     return f"{statistics.median(values):.1f} ({values[int(0.95 * len(values))]:.1f})"
 
 
-def count(values) -> str:
-    """Return how many there are of each."""
-    return ", ".join(f"{number} {value}" for value, number in Counter(values).items())
+class TimedAirbyte(FakeAirbyte):
+    """A fake Airbyte where each connection has its own `seconds` that a sync takes."""
+
+    def status_of(self, job: Job) -> str:
+        self.job_seconds = self.seconds[job.connection_id]
+        return super().status_of(job)
 
 
 class Bench(Deployment):
     """An Airflow with PostgreSQL, the DAGs to measure and the intervals that Airflow has by default."""
 
-    def __init__(self, airflow_home: Path, airbyte: FakeAirbyte, database: str, out, options) -> None:
+    def __init__(self, airflow_home: Path, airbyte: TimedAirbyte, database: str, out, options) -> None:
         client = {"login": CLIENT_ID, "password": CLIENT_SECRET, "schema": "v1/applications/token"}
         environ = {
             **dag_settings(airbyte.url),
@@ -85,37 +84,32 @@ class Bench(Deployment):
         super().__init__(airflow_home, environ, out, more={"triggerer": ["airflow", "triggerer", "--skip-serve-logs"]})
         self.environ = {name: value for name, value in self.environ.items() if "AIRFLOW__SCHEDULER__" not in name}
         self.airbyte, self.options = airbyte, options
-        self.database = psycopg2.connect(database.replace("+psycopg2", ""))
-        self.database.autocommit = True
-        self.triggered, self.job_seconds = {}, {}  # by run, which has the id of its Airbyte connection
-        self.held: Counter[str] = Counter()  # the seconds that a task instance held a worker, by its id
-        self.full_seconds = 0.0  # in which no worker was free
+        self.database = psycopg2.connect(database.replace("+psycopg2", ""), cursor_factory=NamedTupleCursor)
+        self.samples: list[tuple[float, set[str]]] = []  # for how many seconds which task instances held workers
         shutil.copy(Path(__file__).with_name("benchmark_dags.py"), airflow_home / "dags")
         shutil.copy(options.dag, airflow_home / "dags" / DAG_FILE.name)
 
     def watch_workers(self) -> None:
-        """Add up how long workers are busy. They are called "airflow worker -- LocalExecutor: <task instance's id>"."""
+        """Take the samples. A worker is called "airflow worker -- LocalExecutor: <task instance's id>"."""
         scheduler, last = self.processes["scheduler"], time.time()
         while scheduler.poll() is None:
             time.sleep(0.25)
             processes = [each.info for each in psutil.process_iter(["ppid", "cmdline"])]
             titles = ["".join(each["cmdline"] or "") for each in processes if each["ppid"] == scheduler.pid]
-            busy = [title.rpartition(" ")[2] for title in titles if "LocalExecutor" in title and "<idle>" not in title]
+            busy = [title for title in titles if "LocalExecutor" in title and "<idle>" not in title]
             now = time.time()
-            for task_instance in busy:
-                self.held[task_instance] += now - last
-            self.full_seconds += (now - last) * (len(busy) >= self.options.slots)
+            self.samples.append((now - last, {title.rpartition(" ")[2] for title in busy}))
             last = now
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all processes that work in this Airflow's folder, and of their ended children."""
-        processes, home = psutil.process_iter(["cwd", "cpu_times"]), self.environ["AIRFLOW_HOME"]
+        processes, home = psutil.process_iter(["cwd", "cpu_times"]), str(self.airflow_home)
         return sum(sum(each.info["cpu_times"][:4]) for each in processes if (each.info["cwd"] or "").startswith(home))
 
-    def query(self, sql: str) -> list[tuple]:
-        """Return what the database answers to a query about the present runs."""
-        with self.database.cursor() as cursor:
-            cursor.execute(sql, [list(self.triggered)])
+    def tasks(self) -> list:
+        """Return the task instances of the present runs."""
+        with self.database, self.database.cursor() as cursor:
+            cursor.execute(TASKS, [list(self.triggered)])
             return cursor.fetchall()
 
     def start_run(self, dag_id: str, run_id: str, **conf: str) -> None:
@@ -126,44 +120,41 @@ class Bench(Deployment):
         self.wait_for(lambda: self.api(f"/dags/{dag_id}/dagRuns", body), f"a run of {dag_id}")
 
     def start_runs(self, dag_id: str, number: int, seconds: float, apart: float = 0, age: float = 0) -> None:
-        """Trigger runs, each for a connection of its own. Their jobs' times differ by up to `apart`. An `age`: they run."""
+        """Trigger runs, for a connection each. Their jobs' times differ by up to `apart`. With an `age`, they run."""
         self.airbyte.forget()
-        self.triggered, self.job_seconds, chance, share = {}, {}, random.Random(0), self.options.history
+        self.triggered, self.airbyte.seconds = {}, {}
+        chance, share = random.Random(0), self.options.history
         for index, run_id in enumerate(str(uuid4()) for _ in range(number)):
-            self.job_seconds[run_id] = seconds + apart * (index * 0.618 % 1 - 0.5)
-            self.airbyte.statuses[run_id] = ("running", "succeeded")
-            for days in range(1, 20) if share is not None else ():
-                duration = self.job_seconds[run_id] * chance.uniform(1 - share, 1 + share)
-                with self.airbyte.lock:
+            job_seconds = seconds + apart * (index * 0.618 % 1 - 0.5)
+            self.airbyte.seconds[run_id], self.airbyte.statuses[run_id] = job_seconds, ("running", "succeeded")
+            with self.airbyte.lock:
+                for days in range(1, 20) if share is not None else ():
+                    duration = job_seconds * chance.uniform(1 - share, 1 + share)
                     self.airbyte.add_job(run_id, age=days * 24 * 60 * 60, duration=duration)
-            if age:
-                self.airbyte.add_job(run_id, age=age)
+                if age:
+                    self.airbyte.add_job(run_id, age=age)
             self.start_run(dag_id, run_id, connection_id=run_id)
 
-    def jobs(self) -> list[Job]:
-        """Return the jobs of the present runs, without their connections' history."""
-        return [job for job in self.airbyte.jobs if job.created >= self.triggered[job.connection_id]]
-
-    def ends(self) -> dict[str, tuple[str, float]]:
-        """Let jobs succeed that have run for their time. Return the state and the time of each run's end."""
-        while len(rows := self.query(ENDED)) < len(self.triggered):
-            with self.airbyte.lock:
-                now = time.time()
-                for job in self.jobs():
-                    if not job.ended and now >= job.created + self.job_seconds[job.connection_id]:
-                        job.step, job.ended = len(job.statuses) - 1, now
+    def ends(self) -> dict:
+        """Wait until all runs have ended. Return a task instance of each, by run."""
+        while len(ends := {each.run_id: each for each in self.tasks() if each.run_ended}) < len(self.triggered):
             time.sleep(0.25)
-        return {run_id: (state, end.timestamp()) for run_id, state, end in rows}
+        return ends
 
     def compare(self, dag_id: str) -> dict[str, str | float]:
         """Run the syncs at once in one way, and return the figures."""
-        syncs, cpu = self.options.syncs, self.cpu_seconds()
+        syncs, cpu, begin = self.options.syncs, self.cpu_seconds(), time.time()
         threading.Thread(target=self.watch_workers, daemon=True).start()
         self.start_runs(dag_id, syncs, self.options.seconds, self.options.apart)
-        figures = self.outcome()
+        ends = self.ends()
+        jobs = [job for job in self.airbyte.jobs if job.created >= begin]
+        started = [job.created - self.triggered[job.connection_id] for job in jobs]
+        due = {job.connection_id: job.created + self.airbyte.seconds[job.connection_id] for job in jobs}
         return {
-            **figures,
-            "s in a worker slot per sync": sum(self.held.values()) / syncs,
+            "succeeded": f"{[each.run_state for each in ends.values()].count('success')} of {syncs}, {len(jobs)} syncs",
+            "s from trigger to start of the sync": spread(started),
+            "s from end of the sync to end of the run": spread(ends[run_id].run_ended - due[run_id] for run_id in due),
+            "s in a worker slot per sync": sum(seconds * len(busy) for seconds, busy in self.samples) / syncs,
             "CPU s per sync": (self.cpu_seconds() - cpu) / syncs,
             "requests to Airbyte per sync": len(self.airbyte.requests) / syncs,
             "checks of the job per sync": len(self.airbyte.requests_of("get_job")) / syncs,
@@ -175,7 +166,7 @@ class Bench(Deployment):
             self.api("/variables", {"key": "CLOUD_API_TOKEN", "value": "article"})
         syncs = self.options.trouble
         self.start_runs(DAG_ID, syncs, seconds=FOREVER, age=2 * 60 * 60)
-        self.wait_for(lambda: str(self.query(TASKS)).count("up_for_reschedule") == syncs, "the wait of all runs", 600)
+        self.wait_for(lambda: str(self.tasks()).count("up_for_reschedule") == syncs, "the wait of all runs", 600)
         if kind == "silent":
             self.airbyte.faults = {each: [Fault(no_answer="silent")] * 100_000 for each in OPERATIONS.values()}
         elif kind == "expired":
@@ -185,25 +176,16 @@ class Bench(Deployment):
         while time.time() < begin + self.options.window:
             self.start_run("bystander", str(uuid4()))
             time.sleep(20)
-        end, held, full, tasks = time.time(), dict(self.held), self.full_seconds, self.query(TASKS)
-        others = {row[0]: (row[5] or end) - self.triggered[row[1]] for row in tasks if row[3] == "do_nothing"}
+        end, samples, tasks = time.time(), self.samples[:], self.tasks()
+        full = sum(seconds for seconds, busy in samples if len(busy) >= self.options.slots)
+        others = {each.id: each for each in tasks if each.task_id == "do_nothing"}
+        delays = [(each.started or end) - self.triggered[each.run_id] for each in others.values()]
+        held = sum(seconds * len(busy - others.keys()) for seconds, busy in samples)
         return {
-            "worker slots held by waiting runs": sum(held[each] for each in held.keys() - others) / (end - begin),
+            "worker slots held by waiting runs": held / (end - begin),
             "time without a free slot": f"{full / (end - begin):.0%}",
-            "s from trigger to start of the other DAG's task": f"{spread(others.values())}, max {max(others.values()):.1f}",
-            "waiting runs at the end": count(row[2] for row in tasks if row[3] == "wait_for_airbyte_sync"),
-            "their tasks": count(f"{row[3]} {row[4]}" for row in tasks if row[0] not in others),
-        }
-
-    def outcome(self) -> dict[str, str]:
-        """Return, at the runs' end, how many succeeded, and how late syncs were started and their ends noticed."""
-        ends, jobs = self.ends(), self.jobs()
-        started = [job.created - self.triggered[job.connection_id] for job in jobs]
-        successes = sum(state == "success" for state, _ in ends.values())
-        return {
-            "succeeded": f"{successes} of {len(ends)}, {len(jobs)} syncs",
-            "s from trigger to start of the sync": spread(started),
-            "s from end of the sync to end of the run": spread(ends[job.connection_id][1] - job.ended for job in jobs),
+            "s from trigger to start of the other DAG's task": f"{spread(delays)}, max {max(delays):.1f}",
+            "waits at the end": str(Counter(each.state for each in tasks if each.task_id == "wait_for_airbyte_sync")),
         }
 
 
@@ -223,9 +205,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, str | float]:
     with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
         log = Path(f"{folder}.log")
         print(f"Starting an Airflow; its log is {log}", flush=True)
-        with log.open("w") as out, Postgres() as database, FakeAirbyte(job_seconds=FOREVER) as airbyte:
+        with log.open("w") as out, run_postgres() as (database, _), TimedAirbyte() as airbyte:
             airbyte.tokens["article"] = FOREVER
-            with Bench(Path(folder).resolve(), airbyte, database.url, out, options) as bench:
+            with Bench(Path(folder).resolve(), airbyte, database, out, options) as bench:
                 bench.start_runs(name if name in WAYS else DAG_ID, 8, seconds=0)  # so that all is loaded
                 bench.ends()
                 time.sleep(15)  # so that Airflow comes to rest
@@ -234,10 +216,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, str | float]:
     return figures
 
 
-def main() -> None:
-    """Measure what the command line says, and print it."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which DAGs to compare (all)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which DAGs to compare (all)")
     parser.add_argument("--dag", type=Path, default=DAG_FILE, help="another version of this DAG's file")
     parser.add_argument("--slots", type=int, default=8, help="worker slots (8)")
     parser.add_argument("--syncs", type=int, default=40, help="how many at once (40)")
@@ -247,10 +228,6 @@ def main() -> None:
     parser.add_argument("--trouble", type=int, nargs="?", const=8, help="measure troubles of so many syncs instead (8)")
     parser.add_argument("--window", type=float, default=600, help="with --trouble: for how many seconds (600)")
     options = parser.parse_args()
-    names = TROUBLES if options.trouble else {way: WAYS[way] for way in options.ways}
-    results = {title: measure(name, options) for name, title in names.items()}
+    names = TROUBLES if options.trouble else options.ways
+    results = {name: measure(name, options) for name in names}
     print(f"\nTwo numbers are the median and, in brackets, the 95th percentile.\n\n{table(results)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -31,15 +31,11 @@ class ProvedDeployment(Deployment):
                 each.kill()
         process.wait()
 
-    def tasks(self, run_id: str) -> dict[str, dict]:
-        """Return the run's task instances, by task."""
-        instances = self.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
-        return {instance["task_id"]: instance for instance in instances}
-
     def waiting_run(self) -> str:
         """Trigger the DAG, and return the id of the run once its sensor is between two pokes."""
         run_id = self.trigger()
-        self.wait_for(lambda: self.tasks(run_id)["wait_for_airbyte_sync"]["state"] == "up_for_reschedule", "the wait")
+        wait = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/wait_for_airbyte_sync"
+        self.wait_for(lambda: self.api(wait)["state"] == "up_for_reschedule", "the wait")
         return run_id
 
     def wait_for_request(self, airbyte: FakeAirbyte, operation: str) -> Request:
@@ -59,8 +55,3 @@ class ProvedDeployment(Deployment):
         self.wait_for(poked, "another poke", 180)
         airbyte.job_seconds = 0
         return self.end_of(run_id, 180)
-
-    def clear(self, run_id: str, task_id: str) -> None:
-        """Clear a task of a run, and the tasks after it, as the web UI does."""
-        options = {"dry_run": False, "only_failed": False, "include_downstream": True, "reset_dag_runs": True}
-        self.api(f"/dags/{DAG_ID}/clearTaskInstances", {"dag_run_id": run_id, "task_ids": [task_id], **options})
