@@ -85,19 +85,21 @@ class Bench(Deployment):
         self.environ = {name: value for name, value in self.environ.items() if "AIRFLOW__SCHEDULER__" not in name}
         self.airbyte, self.options = airbyte, options
         self.database = psycopg2.connect(database.replace("+psycopg2", ""), cursor_factory=NamedTupleCursor)
-        self.samples: list[set[str]] = []  # the task instances that held workers, every quarter of a second
+        self.samples: list[tuple[float, set[str]]] = []  # for how many seconds which task instances held workers
         shutil.copy(Path(__file__).with_name("benchmark_dags.py"), airflow_home / "dags")
         shutil.copy(options.dag, airflow_home / "dags" / DAG_FILE.name)
 
     def watch_workers(self) -> None:
         """Take the samples. A worker is called "airflow worker -- LocalExecutor: <task instance's id>"."""
-        scheduler = self.processes["scheduler"]
+        scheduler, last = self.processes["scheduler"], time.time()
         while scheduler.poll() is None:
+            time.sleep(0.25)
             processes = [each.info for each in psutil.process_iter(["ppid", "cmdline"])]
             titles = ["".join(each["cmdline"] or "") for each in processes if each["ppid"] == scheduler.pid]
             busy = [title for title in titles if "LocalExecutor" in title and "<idle>" not in title]
-            self.samples.append({title.rpartition(" ")[2] for title in busy})
-            time.sleep(0.25 - time.time() % 0.25)
+            now = time.time()
+            self.samples.append((now - last, {title.rpartition(" ")[2] for title in busy}))
+            last = now
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all processes that work in this Airflow's folder, and of their ended children."""
@@ -144,7 +146,7 @@ class Bench(Deployment):
         syncs, cpu, begin = self.options.syncs, self.cpu_seconds(), time.time()
         threading.Thread(target=self.watch_workers, daemon=True).start()
         self.start_runs(dag_id, syncs, self.options.seconds, self.options.apart)
-        ends, seconds = self.ends(), time.time() - begin
+        ends = self.ends()
         jobs = [job for job in self.airbyte.jobs if job.created >= begin]
         started = [job.created - self.triggered[job.connection_id] for job in jobs]
         due = {job.connection_id: job.created + self.airbyte.seconds[job.connection_id] for job in jobs}
@@ -152,7 +154,7 @@ class Bench(Deployment):
             "succeeded": f"{[each.run_state for each in ends.values()].count('success')} of {syncs}, {len(jobs)} syncs",
             "s from trigger to start of the sync": spread(started),
             "s from end of the sync to end of the run": spread(ends[run_id].run_ended - due[run_id] for run_id in due),
-            "s in a worker slot per sync": statistics.fmean(map(len, self.samples)) * seconds / syncs,
+            "s in a worker slot per sync": sum(seconds * len(busy) for seconds, busy in self.samples) / syncs,
             "CPU s per sync": (self.cpu_seconds() - cpu) / syncs,
             "requests to Airbyte per sync": len(self.airbyte.requests) / syncs,
             "checks of the job per sync": len(self.airbyte.requests_of("get_job")) / syncs,
@@ -168,18 +170,20 @@ class Bench(Deployment):
         if kind == "silent":
             self.airbyte.faults = {each: [Fault(no_answer="silent")] * 100_000 for each in OPERATIONS.values()}
         elif kind == "expired":
-            self.airbyte.tokens.clear()
+            self.airbyte.expire_tokens()
         threading.Thread(target=self.watch_workers, daemon=True).start()
         begin = time.time()
         while time.time() < begin + self.options.window:
             self.start_run("bystander", str(uuid4()))
             time.sleep(20)
         end, samples, tasks = time.time(), self.samples[:], self.tasks()
+        full = sum(seconds for seconds, busy in samples if len(busy) >= self.options.slots)
         others = {each.id: each for each in tasks if each.task_id == "do_nothing"}
         delays = [(each.started or end) - self.triggered[each.run_id] for each in others.values()]
+        held = sum(seconds * len(busy - others.keys()) for seconds, busy in samples)
         return {
-            "worker slots held by waiting runs": statistics.fmean(len(each - others.keys()) for each in samples),
-            "time without a free slot": f"{statistics.fmean(len(each) >= self.options.slots for each in samples):.0%}",
+            "worker slots held by waiting runs": held / (end - begin),
+            "time without a free slot": f"{full / (end - begin):.0%}",
             "s from trigger to start of the other DAG's task": f"{spread(delays)}, max {max(delays):.1f}",
             "waits at the end": str(Counter(each.state for each in tasks if each.task_id == "wait_for_airbyte_sync")),
         }

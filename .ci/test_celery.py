@@ -8,10 +8,11 @@ import pytest
 from postgres import run_postgres
 from proved_deployment import SHORT_DELAYS, ProvedDeployment, sender
 from sandbox.deployment import free_port
-from sandbox.fake_airbyte import FakeAirbyte, Fault
+from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import dag_settings
 
 pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("fresh_airbyte")]
+CONNECTION_IDS = [CONNECTION_ID, *(f"00000000-0000-4000-8000-{number:012}" for number in range(1, 12))]
 WORKERS = ("worker-1", "worker-2")
 
 
@@ -23,7 +24,7 @@ def postgres():
 
 @pytest.fixture(scope="module")
 def airbyte():
-    with FakeAirbyte() as airbyte:
+    with FakeAirbyte(statuses=dict.fromkeys(CONNECTION_IDS, SUCCEEDS)) as airbyte:
         yield airbyte
 
 
@@ -50,6 +51,12 @@ def deployment(airbyte, postgres, tmp_path_factory):
     with (folder / "out.log").open("w") as out:
         with ProvedDeployment(folder, environ, out, more={"redis": redis, **workers}) as deployment:
             yield deployment
+
+
+def test_twelve_syncs_at_once(deployment, airbyte):
+    runs = [deployment.trigger(connection_id=connection_id) for connection_id in CONNECTION_IDS]
+    assert [deployment.end_of(run_id, 300) for run_id in runs] == ["success"] * 12
+    assert sorted(job.connection_id for job in airbyte.jobs) == sorted(CONNECTION_IDS)
 
 
 @pytest.mark.parametrize("operation", ["create_job", "get_job"])

@@ -69,6 +69,14 @@ def test_a_killed_task_neither_loses_nor_doubles_the_sync(deployment, airbyte, o
     assert len(airbyte.jobs) == 1
 
 
+def test_the_wait_survives_a_killed_scheduler(deployment, airbyte, endless):
+    run_id = deployment.waiting_run()
+    deployment.kill("scheduler")
+    deployment.start("scheduler")
+    assert deployment.end_after_a_poke(airbyte, run_id) == "success"
+    assert len(airbyte.jobs) == 1
+
+
 def test_clearing_the_start_syncs_anew_and_clearing_the_wait_waits_for_the_same_job(deployment, airbyte, endless):
     run_id = deployment.waiting_run()
     airbyte.job_seconds = 0
