@@ -170,7 +170,7 @@ class Bench(Deployment):
         if kind == "silent":
             self.airbyte.faults = {each: [Fault(no_answer="silent")] * 100_000 for each in OPERATIONS.values()}
         elif kind == "expired":
-            self.airbyte.expire_tokens()
+            self.airbyte.tokens.clear()
         threading.Thread(target=self.watch_workers, daemon=True).start()
         begin = time.time()
         while time.time() < begin + self.options.window:
