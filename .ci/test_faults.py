@@ -150,6 +150,10 @@ def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, says):
     assert len(airbyte.requests_of("get_job")) <= 2, "one more look"
 
 
+def test_a_run_waits_although_the_job_that_it_joins_is_older_than_the_timeout(scenario):
+    scenario(existing_jobs=({**RUNNING, "age": 400},), new_jobs=0, run={"policy": {WAIT: {"timeout": 200}}})
+
+
 def test_a_run_whose_date_lies_years_back_waits_all_the_same(scenario):
     scenario(run={"age": 3 * 365 * 24 * 60 * 60, "policy": {WAIT: {"timeout": 24 * 60 * 60}}}, statuses=("succeeded",))
     started = {"get_job": [Fault(before=lambda airbyte: setattr(airbyte.jobs[0], "created", time.time() - 100))]}

@@ -185,8 +185,9 @@ def test_the_whole_wait_has_an_end(scenario):
     hiccups = {"get_job": [None, Fault(403), None, Fault(403)]}
     result, airbyte = scenario(faults=hiccups, statuses=("running",) * FOR_EVER, ends=WAIT_FAILS, run={"policy": short})
     assert "Airbyte job 1001 has not ended" in result.log
+    assert "timed out" not in result.log, "the sensor's own message does not name the job"
     assert "Clear this task to wait longer" in result.log
-    assert 4 < airbyte.requests[-1].time - airbyte.requests[0].time < 15
+    assert airbyte.requests[-1].time - airbyte.requests[0].time < 15
 
 
 SET_CLIENT = "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN"
