@@ -1,18 +1,12 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#     "apache-airflow-core~=3.3.0",
-#     "apache-airflow-providers-http>=6.0",
-#     "apache-airflow-providers-airbyte==6.2.0",
-#     "psycopg2-binary",
-#     "asyncpg",
-#     "psutil",
-# ]
+# dependencies = ["apache-airflow-core~=3.3.0", "apache-airflow-providers-http>=6.0",
+#     "apache-airflow-providers-airbyte==6.2.0", "psycopg2-binary", "asyncpg", "psutil"]
 # ///
 """
 Measure what a sync costs: many at once on a real Airflow (LocalExecutor, PostgreSQL) against the fake Airbyte.
 
-It compares this DAG with those in `benchmark_dags.py`, or with --trouble what syncs that wait leave to another DAG
+It compares this DAG with the Airbyte provider's operator, or with --trouble what syncs that wait leave to another DAG
 while Airbyte is in trouble. It only prints figures, which depend on the machine: let nothing else run there.
 It needs Debian's package postgresql. `uv run .ci/benchmark.py` installs the rest.
 """
@@ -29,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
@@ -39,12 +34,12 @@ from psycopg2.extras import NamedTupleCursor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from postgres import run_postgres
+from proved_deployment import run_postgres
 from sandbox.deployment import Deployment
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, OPERATIONS, FakeAirbyte, Fault, Job
 from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
 
-WAYS = (DAG_ID, "article", "operator", "operator_deferrable")
+WAYS = (DAG_ID, "operator", "operator_deferrable")
 TROUBLES = ("good", "silent", "expired")  # none, Airbyte never answers, CLOUD_API_TOKEN has expired
 FOREVER = 1e10
 TASKS = """
@@ -76,7 +71,6 @@ class Bench(Deployment):
         environ = {
             **dag_settings(airbyte.url),
             "AIRFLOW_CONN_AIRBYTE_DEFAULT": json.dumps({"conn_type": "airbyte", "host": f"{airbyte.url}/v1", **client}),
-            "AIRFLOW_VAR_ARTICLE_TOKEN": "article",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(options.slots),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
@@ -94,12 +88,10 @@ class Bench(Deployment):
         scheduler, last = self.processes["scheduler"], time.time()
         while scheduler.poll() is None:
             time.sleep(0.25)
-            processes = [each.info for each in psutil.process_iter(["ppid", "cmdline"])]
-            titles = ["".join(each["cmdline"] or "") for each in processes if each["ppid"] == scheduler.pid]
-            busy = [title for title in titles if "LocalExecutor" in title and "<idle>" not in title]
-            now = time.time()
-            self.samples.append((now - last, {title.rpartition(" ")[2] for title in busy}))
-            last = now
+            titles = ["".join(each.info["cmdline"] or "") for each in psutil.process_iter(["cmdline"])]
+            busy = [title for title in titles if "LocalExecutor: " in title and "<idle>" not in title]
+            last, seconds = time.time(), time.time() - last
+            self.samples.append((seconds, {title.rpartition(" ")[2] for title in busy}))
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all processes that work in this Airflow's folder, and of their ended children."""
@@ -119,13 +111,13 @@ class Bench(Deployment):
         body = {"dag_run_id": run_id, "conf": conf, "logical_date": datetime.now(timezone.utc).isoformat()}
         self.wait_for(lambda: self.api(f"/dags/{dag_id}/dagRuns", body), f"a run of {dag_id}")
 
-    def start_runs(self, dag_id: str, number: int, seconds: float, apart: float = 0, age: float = 0) -> None:
-        """Trigger runs, for a connection each. Their jobs' times differ by up to `apart`. With an `age`, they run."""
+    def start_runs(self, dag_id: str, number: int, seconds: float, age: float = 0) -> None:
+        """Trigger runs, each of its own connection. A job takes so long, give or take a half. With an age, it runs."""
         self.airbyte.forget()
         self.triggered, self.airbyte.seconds = {}, {}
         chance, share = random.Random(0), self.options.history
         for index, run_id in enumerate(str(uuid4()) for _ in range(number)):
-            job_seconds = seconds + apart * (index * 0.618 % 1 - 0.5)
+            job_seconds = seconds * (0.5 + index * 0.618 % 1)
             self.airbyte.seconds[run_id], self.airbyte.statuses[run_id] = job_seconds, ("running", "succeeded")
             with self.airbyte.lock:
                 for days in range(1, 20) if share is not None else ():
@@ -145,7 +137,7 @@ class Bench(Deployment):
         """Run the syncs at once in one way, and return the figures."""
         syncs, cpu, begin = self.options.syncs, self.cpu_seconds(), time.time()
         threading.Thread(target=self.watch_workers, daemon=True).start()
-        self.start_runs(dag_id, syncs, self.options.seconds, self.options.apart)
+        self.start_runs(dag_id, syncs, self.options.seconds)
         ends = self.ends()
         jobs = [job for job in self.airbyte.jobs if job.created >= begin]
         started = [job.created - self.triggered[job.connection_id] for job in jobs]
@@ -163,7 +155,7 @@ class Bench(Deployment):
     def trouble(self, kind: str) -> dict[str, str | float]:
         """Let runs wait for jobs of two hours ago. Return what they leave to another DAG in the window of trouble."""
         if kind == "expired":
-            self.api("/variables", {"key": "CLOUD_API_TOKEN", "value": "article"})
+            self.api("/variables", {"key": "CLOUD_API_TOKEN", "value": "static"})
         syncs = self.options.trouble
         self.start_runs(DAG_ID, syncs, seconds=FOREVER, age=2 * 60 * 60)
         self.wait_for(lambda: str(self.tasks()).count("up_for_reschedule") == syncs, "the wait of all runs", 600)
@@ -205,8 +197,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, str | float]:
     with tempfile.TemporaryDirectory(prefix="airflow-benchmark-", ignore_cleanup_errors=True) as folder:
         log = Path(f"{folder}.log")
         print(f"Starting an Airflow; its log is {log}", flush=True)
-        with log.open("w") as out, run_postgres() as (database, _), TimedAirbyte() as airbyte:
-            airbyte.tokens["article"] = FOREVER
+        with log.open("w") as out, contextmanager(run_postgres)() as (database, _), TimedAirbyte() as airbyte:
+            airbyte.tokens["static"] = FOREVER
             with Bench(Path(folder).resolve(), airbyte, database, out, options) as bench:
                 bench.start_runs(name if name in WAYS else DAG_ID, 8, seconds=0)  # so that all is loaded
                 bench.ends()
@@ -222,8 +214,7 @@ if __name__ == "__main__":
     parser.add_argument("--dag", type=Path, default=DAG_FILE, help="another version of this DAG's file")
     parser.add_argument("--slots", type=int, default=8, help="worker slots (8)")
     parser.add_argument("--syncs", type=int, default=40, help="how many at once (40)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long a sync takes (60)")
-    parser.add_argument("--apart", type=float, default=60, help="the spread of these durations (60, at most --seconds)")
+    parser.add_argument("--seconds", type=float, default=60, help="how long a sync takes, give or take a half (60)")
     parser.add_argument("--history", type=float, help="let 19 earlier syncs differ from these by up to a share (none)")
     parser.add_argument("--trouble", type=int, nargs="?", const=8, help="measure troubles of so many syncs instead (8)")
     parser.add_argument("--window", type=float, default=600, help="with --trouble: for how many seconds (600)")

@@ -1,11 +1,16 @@
-"""A deployment whose processes die, and which says what became of its tasks."""
+"""A deployment whose processes die, and a PostgreSQL on loopback, for which it needs Debian's package postgresql."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
-from sandbox.deployment import AIRFLOW_3, Deployment
+from sandbox.deployment import AIRFLOW_3, Deployment, free_port
 from sandbox.fake_airbyte import FakeAirbyte, Request
 from sandbox.throwaway_airflow import DAG_ID, START, WAIT
 
@@ -55,3 +60,25 @@ class ProvedDeployment(Deployment):
         self.wait_for(poked, "another poke", 180)
         airbyte.job_seconds = 0
         return self.end_of(run_id, 180)
+
+
+USER = {} if os.geteuid() else {"user": "postgres", "group": "postgres", "extra_groups": []}  # It must not be root.
+
+
+def run_postgres():
+    """Run the server. Yield its address for Airflow, and a function with which `pg_ctl` stops or restarts it."""
+    folder, port = tempfile.mkdtemp(prefix="postgres-", dir="/tmp"), free_port()  # where any user may go
+    shutil.chown(folder, USER.get("user", os.geteuid()))
+
+    def control(*arguments: str) -> None:
+        pg_ctl = max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        command = [pg_ctl, *arguments, f"--pgdata={folder}/data", f"--log={folder}/log"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **USER)
+
+    control("init", "--options=--username=airflow --auth=trust --encoding=UTF8")
+    control("start", f"--options=-h 127.0.0.1 -p {port} -k {folder} -c max_connections=300")
+    try:
+        yield f"postgresql+psycopg2://airflow@127.0.0.1:{port}/postgres", control
+    finally:
+        control("stop", "--mode=immediate")
+        shutil.rmtree(folder)

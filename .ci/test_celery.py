@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from postgres import run_postgres
-from proved_deployment import SHORT_DELAYS, ProvedDeployment, sender
+from proved_deployment import SHORT_DELAYS, ProvedDeployment, run_postgres, sender
 from sandbox.deployment import free_port
-from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, FakeAirbyte, Fault
+from sandbox.fake_airbyte import CONNECTION_ID, SUCCEEDS, Fault
 from sandbox.throwaway_airflow import dag_settings
 
 pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("fresh_airbyte")]
@@ -16,16 +15,7 @@ CONNECTION_IDS = [CONNECTION_ID, *(f"00000000-0000-4000-8000-{number:012}" for n
 WORKERS = ("worker-1", "worker-2")
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    with run_postgres() as postgres:
-        yield postgres
-
-
-@pytest.fixture(scope="module")
-def airbyte():
-    with FakeAirbyte(statuses=dict.fromkeys(CONNECTION_IDS, SUCCEEDS)) as airbyte:
-        yield airbyte
+postgres = pytest.fixture(run_postgres, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +44,7 @@ def deployment(airbyte, postgres, tmp_path_factory):
 
 
 def test_twelve_syncs_at_once(deployment, airbyte):
+    airbyte.statuses = dict.fromkeys(CONNECTION_IDS, SUCCEEDS)
     runs = [deployment.trigger(connection_id=connection_id) for connection_id in CONNECTION_IDS]
     assert [deployment.end_of(run_id, 300) for run_id in runs] == ["success"] * 12
     assert sorted(job.connection_id for job in airbyte.jobs) == sorted(CONNECTION_IDS)

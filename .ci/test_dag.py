@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -59,32 +58,20 @@ def test_the_next_poke_comes_when_the_sync_can_have_ended(dag_file, age, others,
     assert dag_file["seconds_to_next_poke"](age, others, shortest) == expected
 
 
-@pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("see https://user@host and http://a:b@c:1/", "see https://host and http://c:1/"),
-        ("https://user:p@ss@host", "https://host"),
-        ("http://host/v1?mail=a@b", "http://host/v1?mail=a@b"),
-    ],
-)
-def test_shows_no_login_of_a_url(dag_file, text, shown):
+def test_shows_no_login_of_a_url(dag_file):
+    text = "see https://user@host and http://a:b@c:1/, https://user:p@ss@host or http://host/v1?mail=a@b"
+    shown = "see https://host and http://c:1/, https://host or http://host/v1?mail=a@b"
     assert dag_file["without_login"](text) == shown
-
-
-def test_imports_nothing_but_airflow_pendulum_and_the_standard_library():
-    modules = set(re.findall(r"^ *(?:import|from) (\w+)", DAG_FILE.read_text(), re.MULTILINE))
-    assert modules - set(sys.stdlib_module_names) == {"airflow", "pendulum"}
 
 
 # What is sent, and when.
 
 
 def test_asks_for_no_more_than_it_needs(scenario):
-    _, airbyte = scenario(statuses=("running", "running", "succeeded"))
+    slash = {"host": "{url}/", "base_path": "/api/public"}  # The host may end in one.
+    _, airbyte = scenario(statuses=("running", "running", "succeeded"), **slash)
     expected = ["create_job", *["get_job", "list_jobs"] * 2, "get_job"]
     assert [request.operation for request in airbyte.requests if request.operation != "create_token"] == expected
-    listed = {"connectionId": CONNECTION_ID, "orderBy": "createdAt|DESC"}
-    assert [request.query for request in airbyte.requests_of("list_jobs")] == [listed] * 2
 
 
 @pytest.mark.airflow_3_0
@@ -92,12 +79,6 @@ def test_the_next_poke_comes_when_the_other_syncs_would_have_ended(scenario):
     _, airbyte = scenario(existing_jobs=({"age": 60, "duration": 4},) * 3)
     pokes = airbyte.requests_of("get_job")
     assert pokes[1].time - pokes[0].time > 2, "the interval of the tests is 0"
-
-
-@pytest.mark.parametrize("base_path", ["", "/api/public"])
-def test_the_host_of_the_connection_may_end_in_a_slash(scenario, base_path):
-    _, airbyte = scenario(base_path=base_path, host="{url}/")
-    assert {request.status for request in airbyte.requests} == {200}
 
 
 # As a program, and with Airflow's commands.

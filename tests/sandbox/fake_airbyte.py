@@ -82,7 +82,6 @@ class Fault:
 
     status: int = 0  # to answer with
     body: str | None = None  # to answer with, may quote {authorization}; else what Airbyte sends with this status
-    headers: dict[str, str] = field(default_factory=dict, hash=False)  # of the answer, besides or instead of its own
     drip: bool = False  # The answer's body comes a byte every half second, and after a minute no more of it.
     no_answer: str = ""  # how the request goes unanswered: the connection is "closed", or "silent"
     seconds: float = 0  # how long the request waits until all this happens
@@ -126,9 +125,6 @@ class Request:
     status: int | None = None  # the answer's
     answer: str | None = None
     job_status: str | None = None  # of the job that was asked for
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path} -> {self.status} {self.answer}"
 
 
 class FakeAirbyte(ThreadingHTTPServer):
@@ -359,8 +355,7 @@ class FakeAirbyte(ThreadingHTTPServer):
 
     def step(self, job: Job) -> None:
         """Let the job reach its next status, unless the time decides that."""
-        if job.step < len(job.statuses) - 1:
-            job.step += 1
+        job.step = min(job.step + 1, len(job.statuses) - 1)
 
 
 OPERATIONS = {
@@ -428,9 +423,9 @@ class Handler(BaseHTTPRequestHandler):
         body = text.encode(errors="surrogateescape")
         date = self.date_time_string(time.time() + self.server.clock_offset)
         kind = "text/html" if text.startswith("<") else "application/json"
-        headers = {"Date": date, "Content-Type": kind, "Content-Length": str(len(body)), **fault.headers}
+        headers = {"Date": date, "Content-Type": kind, "Content-Length": str(len(body))}
         if status == 302:
-            headers.setdefault("Location", f"{self.server.url}/v1/jobs")
+            headers["Location"] = "https://me:a-password@sso.example.com/login"
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -462,8 +457,7 @@ def main() -> None:
     with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=partial(print, flush=True)) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
-        print(f"connection ids {CONNECTION_ID}\n               {OTHER_CONNECTION_ID}")
-        print(f"               {FAILING_CONNECTION_ID}, whose syncs fail\n", flush=True)
+        print("connection ids", *THREE_CONNECTIONS, "(whose syncs fail)\n", sep="\n  ", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

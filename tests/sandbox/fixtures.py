@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pendulum
 import pytest
 from sandbox import throwaway_airflow
-from sandbox.fake_airbyte import CONNECTION_ID, ENDED, FakeAirbyte, Fault
+from sandbox.fake_airbyte import CLIENT_SECRET, CONNECTION_ID, ENDED, THREE_CONNECTIONS, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
 SUCCESS = {START: "success", WAIT: "success"}
@@ -29,14 +29,12 @@ CLOSED = Fault(no_answer="closed")
 JOBS_END = Fault(before=FakeAirbyte.end_jobs)
 RUNNING = {"age": 9, "statuses": ("running", "running", "succeeded")}  # a job that is older than the run
 
-DAG_TEST_COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
-DAG_TEST_FAILS_POKES = AIRFLOW_VERSION == (3, 0)  # every other poke of a rescheduled sensor, whatever it is
-needs_try_count = pytest.mark.skipif(not DAG_TEST_COUNTS_TRIES, reason="dag.test() does not count tries here")
+COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
+needs_try_count = pytest.mark.skipif(not COUNTS_TRIES, reason="dag.test() does not count tries here")
 
 # What the tests change of the two tasks: no delays, no alerts, and the Variable's connection in place of the user's.
-CALLBACKS = ("on_execute_callback", "on_failure_callback", "on_retry_callback", "on_success_callback")
-AS_TESTED = {name: [] for name in CALLBACKS}
-AS_TESTED.update(retry_delay=0, max_retry_delay=1e-6, params={"connection_id": ""})
+AS_TESTED = {"retry_delay": 0, "max_retry_delay": 1e-6, "params": {"connection_id": ""}}
+AS_TESTED.update({f"on_{each}_callback": [] for each in ("execute", "failure", "retry", "success")})
 
 
 def pytest_sessionstart(session):
@@ -133,7 +131,7 @@ def scenario(run_dag):
         ends: dict[str, str] = SUCCESS,
         says: str = "",
         posts: int | None = 1,
-        new_jobs: int = 1,
+        new_jobs: int | None = None,
         statuses: tuple[str, ...] = ("running", "succeeded"),
         existing_jobs: tuple[dict, ...] = (),
         host: str = "{url}",
@@ -147,7 +145,7 @@ def scenario(run_dag):
         :param ends: the tasks' states
         :param says: a part of the message to the user
         :param posts: how many requests to create a job are sent; None: any number
-        :param new_jobs: how many jobs the scenario adds
+        :param new_jobs: how many jobs the scenario adds; None: one, unless the start fails
         :param statuses, airbyte_options: of the FakeAirbyte, such as its faults
         :param existing_jobs: the arguments of FakeAirbyte.add_job
         :param host, login: of the HTTP connection; {url} is Airbyte's, {port} its port
@@ -155,9 +153,9 @@ def scenario(run_dag):
         :param wait_retries: of the sensor; a poke that goes wrong must not cost a retry
         :param run: further arguments of run_dag
         """
-        if ends == START_FAILS and not DAG_TEST_COUNTS_TRIES:
+        if ends == START_FAILS and not COUNTS_TRIES:
             start_retries = 0
-        if DAG_TEST_FAILS_POKES:
+        if AIRFLOW_VERSION == (3, 0):  # There dag.test() fails every other poke, whatever it is.
             wait_retries = max(wait_retries, 50)
         limit = {"extra_options": {"timeout": 2}}
         policy = {START: {"retries": start_retries, **limit}, WAIT: {"retries": wait_retries, **limit}}
@@ -172,7 +170,9 @@ def scenario(run_dag):
 
         assert result.tasks == ends, result.log[-3000:]
         assert says in result.log
-        assert len(airbyte.jobs) - len(existing_jobs) == new_jobs
+        secrets = [CLIENT_SECRET, "a-password", *(token[:10] for token in airbyte.tokens)]
+        assert [secret for secret in secrets if secret in result.log] == []
+        assert len(airbyte.jobs) - len(existing_jobs) == (ends != START_FAILS if new_jobs is None else new_jobs)
         assert posts in (None, len(airbyte.requests_of("create_job")))
         if ends == SUCCESS:
             assert result.job["status"] == "succeeded"
@@ -191,6 +191,13 @@ def assert_nothing_is_asked_after_the_end(airbyte: FakeAirbyte, log: str) -> Non
     if ends and "following job" in log and asked[ends[0] - 1].operation == "list_jobs":
         ends.pop(0)  # The retry of the start has seen it first.
     assert ends in ([], [len(asked) - 1])
+
+
+@pytest.fixture(scope="module")
+def airbyte():
+    """An Airbyte for all tests of a file."""
+    with FakeAirbyte(statuses=THREE_CONNECTIONS) as airbyte:
+        yield airbyte
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ DAG_ID = "airbyte_api_sync_demo"  # Change it with the DAG's. Files and tasks ma
 DAG_FILE = next(file for file in DAGS.rglob("*.py") if f'"{DAG_ID}"' in file.read_text())
 START, WAIT = "start", "wait"  # the two tasks' names in the sandbox
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
-HTTP_CONNECTION_VARIABLE = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
+CONNECTION_VARIABLE = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
 VARIABLES = {
     "MY_EXAMPLE_CONNECTION_ID": CONNECTION_ID,
     "AIRBYTE_CLIENT_ID": CLIENT_ID,
@@ -58,7 +58,7 @@ def dag_settings(host: str, **login: str) -> dict[str, str]:
     :param login: the `login` and `password` of the HTTP connection, which should have none
     """
     return {
-        HTTP_CONNECTION_VARIABLE: json.dumps({"conn_type": "http", "host": host, **login}),
+        CONNECTION_VARIABLE: json.dumps({"conn_type": "http", "host": host, **login}),
         **{f"AIRFLOW_VAR_{name}": value for name, value in VARIABLES.items()},
     }
 
