@@ -131,8 +131,7 @@ if __name__"""
 def test_airflow_tasks_test_starts_a_sync(airflow_home):
     with FakeAirbyte() as airbyte:
         airbyte.add_job(age=60, duration=30)
-        command = ["airflow", "tasks", "test", DAG_ID, "start_airbyte_sync", "2026-11-01"]
         fresh = {"AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0"}  # Else it has the retries of another test.
-        ended = run(*command, airbyte=airbyte, **fresh)
+        ended = run("airflow", "tasks", "test", DAG_ID, "start_airbyte_sync", "2026-11-01", airbyte=airbyte, **fresh)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(airbyte.jobs) == 2, ended.stdout + ended.stderr

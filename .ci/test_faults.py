@@ -80,6 +80,12 @@ def test_any_fault_on_any_request_costs_a_try_at_most(scenario, operation, earli
         assert result.tries[WAIT] == 1 + refused
 
 
+def test_only_the_post_has_the_timeout_of_the_start(scenario):
+    patient = {"policy": {START: {"extra_options": {"timeout": 60}}}}
+    _, airbyte = scenario(faults={"create_token": [SILENCE]}, run=patient)
+    assert airbyte.requests[1].time - airbyte.requests[0].time < 30
+
+
 JOB = {"jobId": 1001, "status": "running", "jobType": "sync", "connectionId": CONNECTION_ID}  # and no startTime
 ODD = [("list_jobs", odd) for odd in (*OF_EACH_KIND, Fault(body='{"data": [{}]}'), Fault(body='{"data": 1}'))]
 ODD += [("get_job", Fault(body=json.dumps({**JOB, **odd}))) for odd in ({}, {"startTime": "soon"}, {"startTime": 5})]
@@ -174,10 +180,6 @@ def test_tries_again_if_what_is_running_ends_before_the_look_up(scenario):
 def test_does_not_join_an_old_row_where_the_connection_is_inactive(scenario):
     old_row, inactive = {"age": 600, "statuses": ("running",)}, {"create_job": [Fault(409)] * FOR_EVER}
     scenario(existing_jobs=(old_row,), faults=inactive, ends=START_FAILS, says=CHECK_ACTIVE, posts=None)
-
-
-def test_a_job_of_a_type_unknown_today_is_a_sync(scenario):
-    scenario(before_syncs=("of_a_type_unknown_today",))
 
 
 # A sync that an earlier try has started.
@@ -322,7 +324,8 @@ def test_an_answer_that_quotes_the_client_is_logged_without_it(scenario, status)
 
 
 def test_a_long_answer_that_quotes_the_token_is_cut_after_it_is_masked(scenario):
-    scenario(faults={"create_job": [Fault(503, "x" * 975 + " {authorization}")]}, posts=2)
+    result, _ = scenario(faults={"create_job": [Fault(503, "x" * 975 + " {authorization} and so on and on")]}, posts=2)
+    assert "and on" not in result.log
 
 
 def test_says_where_a_redirect_points(scenario):

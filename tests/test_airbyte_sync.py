@@ -81,7 +81,7 @@ def test_a_token_in_the_variable_takes_precedence_over_the_client(run_dag):
 # Another job is in the way.
 
 
-@pytest.mark.parametrize("job_type", ["sync", "refresh"])
+@pytest.mark.parametrize("job_type", ["sync", "refresh", "of_a_type_unknown_today"])
 def test_joins_the_job_that_is_running(scenario, job_type):
     scenario(existing_jobs=({**RUNNING, "type": job_type},), new_jobs=0, says="Airbyte job 1001 is already running")
 
