@@ -229,9 +229,10 @@ UI = {"http://api.airbyte.com": "http://cloud.airbyte.com", "http://host.docker.
 
 @pytest.mark.parametrize("api, ui", UI.items(), ids=["Cloud", "from a container"])
 def test_links_to_the_ui(run_dag, api, ui):
-    with FakeAirbyte(statuses={CONNECTION_ID: ("failed",)}) as airbyte:
+    answer = Fault(body=json.dumps({**JOB, "status": "failed", "workspaceId": WORKSPACE_ID}))  # to whatever login
+    with FakeAirbyte({each: [answer] for each in ("create_job", "get_job", "get_connection")}) as airbyte:
         proxy = {"HTTP_PROXY": airbyte.url, "NO_PROXY": None}  # so that the fake Airbyte answers for api.airbyte.com
-        result = run_dag(api, variables=proxy)
+        result = run_dag(api.replace("//", "//me:a-password@"), variables=proxy)
     assert result.tasks == WAIT_FAILS
     assert f"Airbyte job 1001 failed: {ui}/workspaces/{WORKSPACE_ID}/connections/{CONNECTION_ID}/timeline" in result.log
 
@@ -287,6 +288,7 @@ PATH_IN_URI = {CONNECTION_VARIABLE: "http://user:a-password@127.0.0.1/api/public
     [
         pytest.param("Set the Variable MY_EX", {ID: " \n"}, {}, id="blank id"),
         pytest.param("Invalid client id", {SECRET: "wrong"}, SELF_MANAGED, id="wrong secret, self-managed"),
+        pytest.param("jobs with 401.", {}, {"host": "http://me:a-password@127.0.0.1:{port}"}, id="a login in the host"),
         pytest.param("It is of type airbyte.", OTHER_TYPE, {}, id="type airbyte"),
         pytest.param(CHECK_HOST, PATH_IN_URI, {}, id="a URI with a path"),
         pytest.param("No answer from http://127.0.0.1:1", {}, {"host": "127.0.0.1:1"}, id="no scheme"),

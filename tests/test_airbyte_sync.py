@@ -203,8 +203,7 @@ HTTPS = json.dumps({"conn_type": "https", "host": "127.0.0.1:1"})
     ],
 )
 def test_says_what_is_missing_or_wrong(scenario, says, variables, arguments):
-    run = {"variables": variables}
-    scenario(**arguments, run=run, ends=START_FAILS, says=says, posts=None, start_retries=1)
+    scenario(**arguments, run={"variables": variables}, ends=START_FAILS, says=says, posts=None, start_retries=1)
 
 
 @pytest.mark.parametrize(
