@@ -87,9 +87,9 @@ def several_connections(*connection_ids: str) -> str:
 
     def paste_arguments(match) -> str:
         arguments = re.search(rf"{match[1]}\(\n(.*?)^ *\)", DAG_BLOCK, re.M | re.S)[1]
-        return f"{match[1]}(\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", arguments, flags=re.M)
+        return f"{match[1]}({match[2]}\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", arguments, flags=re.M) + ")"
 
-    text = re.sub(r"(\w+)\(\.\.\.(?:, )?", paste_arguments, recipe("TaskGroup"))
+    text = re.sub(r"(\w+)\((.*)\.\.\.\)", paste_arguments, recipe("TaskGroup"))
     if AIRFLOW_VERSION < (3, 0):
         text = re.sub(r".*# Airflow 2: ", "", text)
     for example, connection_id in zip(("<connection id>", "<another>", "<a third>"), connection_ids):

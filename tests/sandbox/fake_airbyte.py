@@ -24,7 +24,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -454,7 +453,11 @@ def iso_duration(seconds: int) -> str:
 def main() -> None:
     """Serve until Ctrl-C, on the port that the command line gives."""
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=partial(print, flush=True)) as airbyte:
+
+    def log(request: Request) -> None:
+        print(request.method, request.path, request.status, request.answer, flush=True)
+
+    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
         print("connection ids", *THREE_CONNECTIONS, "(whose syncs fail)\n", sep="\n  ", flush=True)
