@@ -88,8 +88,9 @@ class Bench(Deployment):
         scheduler, last = self.processes["scheduler"], time.time()
         while scheduler.poll() is None:
             time.sleep(0.25)
-            titles = ["".join(each.info["cmdline"] or "") for each in psutil.process_iter(["cmdline"])]
-            busy = [title for title in titles if "LocalExecutor: " in title and "<idle>" not in title]
+            processes = [each.info for each in psutil.process_iter(["ppid", "cmdline"])]
+            titles = ["".join(each["cmdline"] or "") for each in processes if each["ppid"] == scheduler.pid]
+            busy = [title for title in titles if "LocalExecutor" in title and "<idle>" not in title]
             last, seconds = time.time(), time.time() - last
             self.samples.append((seconds, {title.rpartition(" ")[2] for title in busy}))
 

@@ -13,8 +13,6 @@ from sandbox.throwaway_airflow import dag_settings
 pytestmark = [pytest.mark.celery, pytest.mark.usefixtures("fresh_airbyte")]
 CONNECTION_IDS = [CONNECTION_ID, *(f"00000000-0000-4000-8000-{number:012}" for number in range(1, 12))]
 WORKERS = ("worker-1", "worker-2")
-
-
 postgres = pytest.fixture(run_postgres, scope="module")
 
 

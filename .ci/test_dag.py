@@ -72,6 +72,8 @@ def test_asks_for_no_more_than_it_needs(scenario):
     _, airbyte = scenario(statuses=("running", "running", "succeeded"), **slash)
     expected = ["create_job", *["get_job", "list_jobs"] * 2, "get_job"]
     assert [request.operation for request in airbyte.requests if request.operation != "create_token"] == expected
+    listed = {"connectionId": CONNECTION_ID, "orderBy": "createdAt|DESC"}
+    assert [request.query for request in airbyte.requests_of("list_jobs")] == [listed] * 2
 
 
 @pytest.mark.airflow_3_0

@@ -460,7 +460,7 @@ def main() -> None:
     with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
         print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
-        print("connection ids", *THREE_CONNECTIONS, "(whose syncs fail)\n", sep="\n  ", flush=True)
+        print("connection ids", *THREE_CONNECTIONS, "of which the last one's syncs fail\n", sep="\n  ", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 
