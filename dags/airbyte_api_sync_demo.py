@@ -1,16 +1,22 @@
-"""**Start an Airbyte sync and wait for it.**
+"""**Start an Airbyte sync and wait until it ends.**
 
-`start_airbyte_sync` starts a sync, or joins the one that is running. `wait_for_airbyte_sync` checks the job until
-it ends, and holds no worker slot between two checks. Under *Admin*, set:
+`start_airbyte_sync` starts a sync, or joins the one that is already running. `wait_for_airbyte_sync` checks the job
+until it ends, for up to 24 hours. Between two checks it holds no worker slot.
 
-- Connection `airbyte-api-cloud-connection`: HTTP, no login, host `https://api.airbyte.com` or `https://<host>/api/public`
-- Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection, unless the run has a `connection_id`
-- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET` (*User settings → Applications*), or `CLOUD_API_TOKEN`
+**Before the first run**, set under *Admin*:
 
-If something is wrong, the task's log says what to check. If it looks empty (Airflow 3), open its group *Pre Execute*.
-Put it right within ten minutes, and the run goes on by itself. Later, clear the task that has failed.
-Stopping a run does not stop the sync: cancel it in Airbyte. Clear `wait_for_airbyte_sync` to wait for the same job
-again. To sync anew, clear `start_airbyte_sync` of a run that has ended. (In a running one, it may follow its sync.)
+- Connection `airbyte-api-cloud-connection`: type HTTP, no login, host `https://api.airbyte.com` (self-managed Airbyte:
+  `https://<your host>/api/public`)
+- Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection to sync, unless a run has a `connection_id`
+- Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: of an application that you create in Airbyte under
+  *User settings → Applications*. Or `CLOUD_API_TOKEN` in place of both: a token that lives longer than the sync
+
+**If a task goes wrong**, its log says what to check. (If the log looks empty on Airflow 3, expand its group *Pre
+Execute*.) Each task has seven retries within about 20 minutes: put it right by then, and the run goes on by itself.
+Later, clear the failed task: the start to sync again, the wait to go on waiting for the same job. While Airbyte does
+not answer, the wait goes on without using up its retries.
+
+Stopping a run does not stop the sync. To stop it, cancel it in Airbyte.
 """
 
 import json
@@ -31,219 +37,309 @@ except ImportError:  # Airflow 2
     from airflow.models import DAG, Param, Variable
     from airflow.utils.log.secrets_masker import mask_secret
 try:
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
 except ImportError:  # Airflow before 3.2
-    from airflow.exceptions import AirflowFailException
+    from airflow.exceptions import AirflowFailException, AirflowRescheduleException
 
 # ruff: noqa: AIR001, AIR311 (the tutorial's names, and the imports of Airflow 2)
-HTTP_CONNECTION = "airbyte-api-cloud-connection"  # its API: https://reference.airbyte.com
+
+# Settings
+
+AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-TIMEOUT = (5, 10)  # seconds until connected, and until answered: who waits for an answer holds a worker slot
-NO_SYNCS = ("reset", "clear")  # They only delete data. Jobs of any other type, even a new one, move it.
-ENDED = ("succeeded", "failed", "cancelled")  # In any other status, even a new one, the job has not ended.
-CHECK_HOST = f"Check the host of {HTTP_CONNECTION}: https://api.airbyte.com or https://<your host>/api/public, no /v1."
-ADVICE = {  # if Airbyte refuses a token, or anything else with one of these statuses
-    ("access_token", 404): CHECK_HOST,
-    "access_token": f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {CHECK_HOST}",
-    401: f"Check CLOUD_API_TOKEN if set, and that {HTTP_CONNECTION} has no login. {CHECK_HOST}",
-    403: "Check the connection id, and that your Airbyte user has the role Runner.",
-    404: f"Check the connection id, and that your Airbyte user has the role Runner. {CHECK_HOST}",
-    **dict.fromkeys((400, 402, 422), "It says why:"),
-    409: "Check in Airbyte whether the connection is active, and has this job.",
-}
+REQUEST_TIMEOUT = (5, 15)  # seconds to connect, and to wait for an answer: short, because both hold a worker slot
+# Airflow's hook hands over every answer, whatever its status: `parse_or_raise` judges it.
+REQUEST_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": REQUEST_TIMEOUT}
+
+HOST_ADVICE = "Check the host of the Airflow connection: https://api.airbyte.com or https://<your host>/api/public."
+CLIENT_ADVICE = f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET. {HOST_ADVICE}"
+TOKEN_ADVICE = f"Check CLOUD_API_TOKEN, if it is set, and that the Airflow connection has no login. {HOST_ADVICE}"
+ID_ADVICE = "Check the id of the Airbyte connection, and that your Airbyte user has the role Runner or higher."
+STATE_ADVICE = "Check in Airbyte whether the connection is active, and whether it has this job."
+REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_ADVICE}", 409: STATE_ADVICE}  # by status
 
 
-class RefusedError(Exception):
-    """What a person must put right: Airbyte refuses a request, or a setting is missing."""
+class NoAnswerError(Exception):
+    """Airbyte does not answer: it is out of reach or in trouble, or something else answers in its place.
+
+    What goes wrong                                             The start       The wait
+    ----------------------------------------------------------  --------------  -------------------
+    NoAnswerError                                               uses a retry    checks again later
+    any other error: Airbyte refuses, or a setting is missing   uses a retry    uses a retry
+    AirflowFailException: a malformed id, a job that failed     fails at once   fails at once
+    """
 
 
-def refusal(ti, message: str) -> Exception:
-    """Return a RefusedError, which costs a try, or a final error if five have failed since the task was last cleared."""
-    ti.task.silent_fail = False  # Else a poke would only log it.
-    return AirflowFailException(message) if count_failed_tries(ti) >= 5 else RefusedError(message)
+# The token. Both tasks get a new one at every try, and the wait at every poke. So it never grows old, and because it
+# is not there yet when Airflow renders and stores the templates, it is never stored.
 
 
-def count_failed_tries(ti) -> int:
-    """Return how many tries of the task have failed since it was last cleared."""
-    return max(0, ti.try_number - (ti.max_tries - ti.task.retries + 1))  # `airflow tasks test` has try number 0.
-
-
-def authorize(context) -> None:
-    """Put a token into the task's headers, at every try and poke: it is never old, and no template field holds it."""
-    ti = context["ti"]  # On Airflow 3.0, context["task"] is not the task that runs. ti.task is.
-    try:
-        kind = HttpHook.get_connection(HTTP_CONNECTION).conn_type
-    except Exception as error:  # noqa: BLE001 It is missing or unread, or its URI is malformed.
-        raise refusal(ti, f"Create {HTTP_CONNECTION}, of type HTTP: {without_login(error)}. {CHECK_HOST}") from None
-    if kind != "http":  # With https, the hook would call http://.
-        raise refusal(ti, f"Set the type of {HTTP_CONNECTION} to HTTP, for https, too. It is of type {kind}.")
-    token = Variable.get("CLOUD_API_TOKEN", "").strip() or get_new_token(ti)
-    token = "".join(token.split())  # A line break is no part of a header.
+def get_auth_headers() -> dict:
+    """Return the headers of a request, with a token. Raise RuntimeError if a setting is missing or wrong."""
+    check_airflow_connection()
+    token = Variable.get("CLOUD_API_TOKEN", "").strip() or request_token()
+    token = re.sub(r"[^A-Za-z0-9._~+/=-]", "", token)  # Drop what no token has, such as quotes that were pasted, too.
     mask_secret(token)
-    ti.task.headers = {**HEADERS, "Authorization": f"Bearer {token}"}
+    return {**HEADERS, "Authorization": f"Bearer {token}"}
 
 
-def get_new_token(ti) -> str:
-    """Return a token for the client that the Variables name."""
-    client = {name: Variable.get(f"AIRBYTE_{name.upper()}", "").strip() for name in ("client_id", "client_secret")}
-    if not all(client.values()):  # or unread: Airflow hides the errors of a secrets backend
-        raise refusal(ti, "Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
-    body = json.dumps({**client, "grant-type": "client_credentials"})
-    response = call_airbyte(ti, "v1/applications/token", body, "POST", HEADERS)
-    return read_answer(response, "access_token", ti)["access_token"]
+def check_airflow_connection() -> None:
+    """Raise RuntimeError if the Airflow connection is missing, or if requests through it would show their secrets."""
+    try:
+        connection = HttpHook.get_connection(AIRFLOW_CONNECTION)
+    except Exception:  # noqa: BLE001 It is missing or unreadable. The error is not shown: it may quote a password.
+        raise RuntimeError(
+            f"Create the Airflow connection {AIRFLOW_CONNECTION}, of type HTTP, or correct it."
+        ) from None
+    host = connection.host or ""
+    if connection.conn_type != "http":
+        raise RuntimeError(f"Set the type of the Airflow connection {AIRFLOW_CONNECTION} to HTTP, even for https.")
+    if "@" in host or not ("://" in host or connection.schema):  # Without a schema, the hook would take http.
+        raise RuntimeError(f"Write the host with https:// in front, and without a login. {HOST_ADVICE}")
 
 
-def get_connection_id(ti, dag, dag_run) -> str:
-    """Return the connection id of the run, or else of the task, or else the Variable's. Jinja puts it into the POST."""
+def request_token() -> str:
+    """Return a new token of the client that the Variables name. Airbyte lets it live for 15 minutes."""
+    client_id = Variable.get("AIRBYTE_CLIENT_ID", "").strip()
+    client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
+    if not (client_id and client_secret):  # They may be set, but Airflow hides the errors of a secrets backend.
+        raise RuntimeError("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
+    client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}  # [sic]
+    response = call_airbyte(HEADERS, "v1/applications/token", json.dumps(client), method="POST")
+    return parse_or_raise(response, "access_token", CLIENT_ADVICE)["access_token"]
+
+
+# The start. In every function, `ti.task` is a copy of the task for this try or poke alone, so it may be changed.
+
+
+def get_connection_id(dag, dag_run) -> str:
+    """Return the connection id of the run, or else of the DAG, or else of the Variable. A template puts it into `data`.
+
+    Raise AirflowFailException if it is malformed, or if the run has a parameter that looks like a misspelt one.
+    """
     conf = dag_run.conf or {}
-    if unknown := set(conf) - {*dag.params, "openlineage", "airflow/task_span_detail_level"}:  # Two are Airflow's own.
-        raise AirflowFailException(f"No such parameter: {', '.join(unknown)}. There are: {[*dag.params]}")
-    value = (conf.get("connection_id") or ti.task.params.get("connection_id") or "").strip()
-    name = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
+    misspelt = [key for key in conf if "connection" in key.lower() and key not in dag.params]
+    if misspelt:  # The run would sync another connection than its author wants.
+        raise AirflowFailException(f"No such parameter: {', '.join(misspelt)}. This DAG has: {', '.join(dag.params)}")
+    value = (conf.get("connection_id") or dag.params.get("connection_id") or "").strip()
+    source = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        advice = f"Set the {name} to the UUID in the connection's URL: /connections/<UUID>/ It is: {value[:100]!r}"
-        raise AirflowFailException(advice) if value else refusal(ti, advice)  # Blank may mean unread, as above.
-    return value
+    if re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
+        return value
+    advice = f"Set the {source} to the UUID in the URL of the Airbyte connection."
+    if not value:  # It may be set, but Airflow hides the errors of a secrets backend.
+        raise RuntimeError(f"{advice} It has no value.")
+    # Do not show all of it: it may be a secret that was pasted into the wrong field.
+    raise AirflowFailException(f"{advice} It begins with {value[:4]!r} and has {len(value)} characters.")
 
 
-def follow_earlier_try(context) -> None:
-    """On a retry, instead of the POST, GET the newest sync if it began during this run: an earlier try may own it."""
-    authorize(context)
+def prepare_start(context) -> None:
+    """Get a token. On a retry, follow the sync that an earlier try has started: its answer may have been lost."""
     ti, task = context["ti"], context["ti"].task
-    if count_failed_tries(ti):
-        jobs, date = list_jobs(ti, json.loads(task.data))
-        run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
-        sync = next((job for job in jobs if job["jobType"] not in NO_SYNCS), None)
-        if sync and seconds_since(sync["startTime"], date) <= run_age:
-            task.log.info("No second sync: following job %s, which began during this run.", sync["jobId"])
+    task.headers = get_auth_headers()
+    if not isinstance(task.data, str):  # The DAG has render_template_as_native_obj=True.
+        task.data = json.dumps(task.data)
+    failed_tries = ti.try_number - (ti.max_tries - task.retries + 1)  # since it was cleared: Airflow's sensors count so
+    if failed_tries > 0:
+        sync = find_newest_sync(task, max_age=seconds_since(context["dag_run"].start_date) + 5)  # Airbyte rounds times.
+        if sync:
+            task.log.info("Not starting a second sync: following job %s, which began during this run.", sync["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
+            task.extra_options = REQUEST_OPTIONS
 
 
-def read_job_id(response, ti) -> int:
-    """Return the id of the job that was started, followed or (on a 409) found running, if it is a sync."""
-    if response.status_code == 409 and "try-again-later" in response.text:  # ConfigClientErrorHandler, in Airbyte
-        jobs, _ = list_jobs(ti, json.loads(ti.task.data))
-        job = next((job for job in jobs if job["status"] not in ENDED), None)
-        if not job:
-            raise refusal(ti, f"Airbyte says that a job of this connection runs, but lists none. {quote(response)}")
-        ti.task.log.info("Airbyte job %s is already running.", job["jobId"])
+def get_job_id(response, ti) -> int:
+    """Return the id of the job that was started, followed or found running. Raise RuntimeError if it is no sync."""
+    # A 409 of this kind says that a job of the connection is running (ConfigClientErrorHandler, in Airbyte's server).
+    if response.status_code == 409 and "try-again-later" in response.text:
+        job = find_running_job(ti.task)
+        ti.task.log.info("Airbyte job %s is already running: no new one was started.", job["jobId"])
     else:
-        job = read_answer(response, "jobId", ti)
+        job = parse_or_raise(response, "jobId")
     ti.task.log.info("Airbyte job: %s", json.dumps(job))
-    if job["jobType"] in NO_SYNCS:
-        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. It must end first.")
+    if not is_sync(job):
+        raise RuntimeError(f"Airbyte job {job['jobId']} is a {job['jobType']}, not a sync. A sync can start after it.")
     return job["jobId"]
 
 
+# The wait. A poke gets a token (`prepare_poke`), asks for the job (the sensor itself) and judges the answer
+# (`check_job`). If Airbyte does not answer, each of the three has its own way to check again later without using a
+# retry: `prepare_poke` raises AirflowRescheduleException, the sensor has `silent_fail`, `check_job` returns False.
+
+
 def prepare_poke(context) -> None:
-    """Get a token, and let the next poke come after a thirtieth of the run's age if this one goes wrong."""
-    ti, task, age = context["ti"], context["ti"].task, seconds_since(context["dag_run"].start_date)
+    """Get a token. Raise AirflowRescheduleException if Airbyte does not answer."""
+    task = context["ti"].task
+    run_age = seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
-        raise AirflowFailException("There is no job id. If the start was marked as a success, clear it to sync.")
-    task.poke_interval = seconds_to_next_poke(age, [], task.poke_interval)
-    task.on_kill = lambda: setattr(task, "silent_fail", False)  # In Airflow 2.7 and 2.8, SIGTERM is a mere Exception.
-    if age > task.timeout and count_failed_tries(ti):  # On Airflow 3, each try starts the timeout anew.
-        task.timeout = 0  # after this poke
+        raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
+    task.shortest_poke_interval = task.poke_interval  # for `check_job`
+    task.poke_interval = seconds_to_next_poke(task.poke_interval, run_age)  # if Airbyte does not answer
     try:
-        authorize(context)
-    except Exception as error:
-        if task.timeout:
-            raise
-        raise AirflowFailException(f"No end of {task.endpoint} seen. Clear this task to wait longer. {error}") from None
+        task.headers = get_auth_headers()
+    except NoAnswerError as error:
+        if run_age > task.timeout:  # Airflow would look at the timeout only after a poke.
+            raise NoAnswerError(f"Timeout. The sync may go on: clear this task to wait for it again. {error}") from None
+        task.log.warning("Checking again in %.0f s: %s", task.poke_interval, error)
+        raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
+    slow = "If Airbyte is slower than %s s (REQUEST_TIMEOUT), the next check comes in %.0f s."
+    task.log.info(slow, REQUEST_TIMEOUT[1], task.poke_interval)
 
 
-def has_succeeded(response, ti, dag, dag_run) -> bool:
-    """Return whether the job has succeeded, and then push it as XCom `job`. Fail if it ended otherwise."""
-    job, task, age = read_answer(response, "status", ti), ti.task, 0
+def check_job(response, ti) -> bool:
+    """Return whether the job has succeeded, and then leave it as XCom `job`. Set the time of the next poke.
+
+    Raise AirflowFailException if the job has ended otherwise, and RuntimeError if Airbyte refuses to tell.
+    """
+    task = ti.task
+    task.silent_fail = False  # It was for a request without an answer. An error from here on uses a retry.
+    try:
+        job = parse_or_raise(response, "status")
+    except NoAnswerError as error:
+        task.log.warning("Checking again in %.0f s: %s", task.poke_interval, error)
+        return False
     task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] == "succeeded":
         ti.xcom_push(key="job", value=job)
         return True
-    if job["status"] in ENDED:
-        raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(ti, job, response.url)}")
+    if has_ended(job):
+        raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(task, job, response)}")
     try:
-        jobs, date = list_jobs(ti, job)
-        age = seconds_since(job["startTime"], date)
-        # The DAG's own task has the interval from before `prepare_poke`: ti.task is a copy.
-        task.poke_interval = seconds_to_next_poke(age, jobs, dag.get_task(ti.task_id).poke_interval)
-    except (RuntimeError, RefusedError, AirflowFailException, LookupError, TypeError, ValueError) as error:
-        task.log.warning("Earlier syncs are not known, so checking again in %s s: %s", task.poke_interval, error)
-    if min(age, seconds_since(dag_run.start_date)) > task.timeout:  # `airflow dags test` takes its date as the start.
-        advice = "has not ended before the timeout, and goes on. Clear this task to wait longer."
-        raise AirflowFailException(f"Airbyte job {job['jobId']} {advice} {find_page(ti, job, response.url)}")
+        jobs = list_jobs(task, job["connectionId"])
+        age = next(each["age"] for each in jobs if each["jobId"] == job["jobId"])
+        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_expected_duration(jobs))
+    except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
+        harmless = "Earlier syncs are not known, which is harmless: checking the job again in %.0f s. %s"
+        task.log.warning(harmless, task.poke_interval, error)
     return False
 
 
-def seconds_to_next_poke(age: float, jobs: list, shortest: float) -> float:
-    """Return the seconds until the third quickest earlier sync would have ended, or else a 30th of the job's age."""
-    succeeded = [job for job in jobs if job["jobType"] not in NO_SYNCS and job["status"] == "succeeded"]
-    known = [job["duration"] for job in succeeded if re.match(r"PT\d", job.get("duration") or "")]  # not "PT-5S"
-    durations = sorted(pendulum.parse(duration).total_seconds() for duration in known)
-    left = durations[:3][-1] - age if durations else 0
-    return max(shortest, min(left if left > 0 else age // 30, 5 * 60))
+def seconds_to_next_poke(shortest: float, age: float, expected_duration: float = 0) -> float:
+    """Return the seconds until the sync can have ended. If that is not known, return a thirtieth of its age.
+
+    The result is at least `shortest`, which is also in seconds, and at most five minutes.
+    """
+    seconds = expected_duration - age if expected_duration > age else age / 30
+    return max(shortest, min(seconds, 5 * 60))
 
 
-def seconds_since(start, date=None) -> float:
-    """Return the seconds from a start, as Airbyte or Airflow gives it, until now, or until the date of an answer."""
-    now = pendulum.parse(date, strict=False) if date else pendulum.now("UTC")
-    return (now - pendulum.parse(str(start or now))).total_seconds()
+def get_expected_duration(jobs: list) -> float:
+    """Return how many seconds a sync takes at least, 0 if unknown. The two quickest syncs may have been exceptions."""
+    succeeded = [job for job in jobs if is_sync(job) and job["status"] == "succeeded"]
+    durations = [seconds_between(job["startTime"], job["lastUpdatedAt"]) for job in succeeded]
+    return max(sorted(durations)[:3], default=0)
 
 
-def find_page(ti, job: dict, url: str) -> str:
-    """Return the address of the job's page in Airbyte's UI, or where to look if that is not known."""
+# Airbyte's jobs
+
+
+def is_sync(job: dict) -> bool:
+    """Return whether a job moves data. A reset or clear only deletes it; any other type, even a new one, moves it."""
+    return job["jobType"] not in ("reset", "clear")
+
+
+def has_ended(job: dict) -> bool:
+    """Return whether a job has ended. In any other status, even a new one, it has not."""
+    return job["status"] in ("succeeded", "failed", "cancelled")
+
+
+def list_jobs(task, connection_id: str, job_type=None) -> list:
+    """Return the newest 20 jobs of a connection, the newest first. Each has its `age`, in seconds by Airbyte's clock."""
+    query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
+    response = call_airbyte(task.headers, "v1/jobs", query)
+    jobs, now = parse_or_raise(response, "data")["data"], response.headers["Date"]
+    return [{**job, "age": seconds_between(job["startTime"], now)} for job in jobs]
+
+
+def find_newest_sync(task, max_age: float):
+    """Return the newest sync of the task's Airbyte connection if it began in the last `max_age` seconds, else None."""
+    syncs = [job for job in list_jobs(task, json.loads(task.data)["connectionId"]) if is_sync(job)]
+    return syncs[0] if syncs and syncs[0]["age"] <= max_age else None
+
+
+def find_running_job(task) -> dict:
+    """Return the job of the task's Airbyte connection that has not ended. Raise RuntimeError if there is none."""
+    for job_type in (None, "refresh", "clear"):  # Before February 2026, Airbyte lists the latter two only if asked to.
+        for job in list_jobs(task, json.loads(task.data)["connectionId"], job_type):
+            if not has_ended(job):
+                return job
+    raise RuntimeError("Airbyte says that a job of this connection is running, but lists none.")
+
+
+def find_page(task, job: dict, response) -> str:
+    """Return the address of a job's page in Airbyte's UI, or where to look if that is not known."""
+    connection = f"connections/{job['connectionId']}"
     try:
-        workspace = call_airbyte(ti, f"v1/connections/{job['connectionId']}").json()["workspaceId"]
-    except Exception:  # noqa: BLE001 Whatever happens here, the user must learn what happened to the job.
-        return "the connection's timeline in Airbyte."
-    ui = without_login(url).partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
+        workspace_id = call_airbyte(task.headers, f"v1/{connection}").json()["workspaceId"]
+    except Exception:  # noqa: BLE001 Whatever happens here, the user must learn how the job has ended.
+        return "see the connection's timeline in Airbyte."
+    ui = response.url.partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
     ui = ui.replace("//host.docker.internal", "//localhost")
-    return f"{ui}/workspaces/{workspace}/connections/{job['connectionId']}/timeline?openLogs=true&jobId={job['jobId']}"
+    return f"{ui}/workspaces/{workspace_id}/{connection}/timeline?openLogs=true&jobId={job['jobId']}"
 
 
-def list_jobs(ti, sync: dict) -> tuple:
-    """Return the last 20 jobs of this sync's connection, of any type and newest first, and the date at Airbyte."""
-    response = call_airbyte(ti, "v1/jobs", {"connectionId": sync["connectionId"], "orderBy": "createdAt|DESC"})
-    return read_answer(response, "data", ti)["data"], response.headers.get("Date")
+# Airbyte's API
 
 
-def call_airbyte(ti, endpoint: str, data=None, method: str = "GET", headers=None):
-    """Send a request, by default with the headers of the task's own, and return the response."""
-    hook, options = HttpHook(method, HTTP_CONNECTION), {**ti.task.extra_options, "timeout": TIMEOUT}
+def call_airbyte(headers: dict, endpoint: str, data=None, method: str = "GET"):
+    """Send a request, and return the response. Raise NoAnswerError if there is none."""
+    hook = HttpHook(method, AIRFLOW_CONNECTION)
     try:
-        return hook.run(endpoint, data, headers or ti.task.headers, options)
+        return hook.run(endpoint, data, headers, REQUEST_OPTIONS)
     except (OSError, ValueError) as error:  # Every error of requests is an OSError. The hook refuses some hosts itself.
-        advice = "Let REQUESTS_CA_BUNDLE name the file of your CA." if "CERTIFICATE" in str(error) else CHECK_HOST
-        raise RuntimeError(without_login(f"No answer from {hook.base_url}. {advice} {error}")) from None
+        advice = HOST_ADVICE
+        if "Read timed out" in str(error):
+            advice = "Airbyte is slow. If it always is, raise REQUEST_TIMEOUT in the DAG file."
+        elif "CERTIFICATE" in str(error):
+            advice = "Set REQUESTS_CA_BUNDLE to a file with your CA's certificate and the public ones."
+        raise NoAnswerError(f"No answer from {hook.base_url}. {advice} {error}") from None
 
 
-def read_answer(response, key: str, ti) -> dict:
-    """Return the answer, a JSON object with this key. Raise `refusal` if Airbyte refuses, else RuntimeError."""
-    status, text = response.status_code, response.content.decode("utf-8-sig", "replace").strip()
-    if status < 300 and text.startswith("{") and (answer := json.loads(text)).get(key) is not None:
+def parse_or_raise(response, key: str, advice: str = "") -> dict:
+    """Return Airbyte's answer, a JSON object that has this key.
+
+    Raise RuntimeError, with the advice or the usual one, if Airbyte refuses the request. Raise NoAnswerError if it is in
+    trouble, or if something else answers, such as a gateway or a login page.
+    """
+    status, request = response.status_code, response.request
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if status < 300 and isinstance(answer, dict) and answer.get(key) is not None:
         return answer
-    message = f"Airbyte answered {response.request.method} {without_login(response.request.url)} with {status}."
-    said = quote(response) if status >= 300 else f"It has no {key}."  # A 2xx may hold a token.
-    if status in (408, 429) or status >= 500 or "internal error" in text:  # SecurityAwareCurrentUserService
-        raise RuntimeError(f"{message} It is busy or in trouble. {said}")
-    if status not in ADVICE or not text.startswith("{"):
-        raise RuntimeError(f"{message} {CHECK_HOST} {said}")
-    advice = ADVICE.get((key, status)) or ADVICE.get(key) or ADVICE[status]
-    raise refusal(ti, f"{message} {advice} {said}")
+    message = f"Airbyte answered {request.method} {request.url} with {status}."
+    # An answer below 300 may hold a token: do not quote it.
+    said = f"The answer: {quote(response)}" if status >= 300 else f"The answer has no {key}."
+    # While its own database is down, Airbyte answers 401 "internal error" (SecurityAwareCurrentUserService).
+    if status in (408, 429) or status >= 500 or "internal error" in response.text:
+        raise NoAnswerError(f"{message} It is busy or in trouble. {said}")
+    if status < 400 or not isinstance(answer, dict):  # Airbyte refuses with a JSON object. This is somebody else.
+        raise NoAnswerError(f"{message} {HOST_ADVICE} {said}")
+    raise RuntimeError(f"{message} {advice or REFUSAL_ADVICE.get(status, 'Airbyte gives the reason.')} {said}")
 
 
 def quote(response) -> str:
-    """Return what an answer says and points to, without the credentials that it may repeat."""
+    """Return what an answer says, and where a redirect points, without the credentials that it may repeat."""
     said = f"{response.headers.get('Location', '')} {response.text}".strip()
-    sent = f"{response.request.headers.get('Authorization', '')} {response.request.body}"
-    for secret in re.findall(r'(?:Bearer |Basic |"client_id": "|"client_secret": ")([^"\s]+)', sent):
+    sent = json.loads(response.request.body or "{}")
+    token = response.request.headers.get("Authorization", "").rpartition(" ")[2]
+    for secret in filter(None, (token, sent.get("client_id"), sent.get("client_secret"))):
         said = said.replace(secret, "***")
-    return without_login(said)[:1000]
+    return said[:1000]
 
 
-def without_login(text) -> str:
-    """Return a text without the logins of the URLs in it."""
-    return re.sub(r"//[^/\s]*@", "//", str(text))
+# Times
+
+
+def seconds_since(moment) -> float:
+    """Return the seconds since the start of a run. `airflow tasks test` has no start on Airflow 2: then return 0."""
+    return (pendulum.now("UTC") - pendulum.instance(moment)).total_seconds() if moment else 0
+
+
+def seconds_between(start: str, end: str) -> float:
+    """Return the seconds between two times of Airbyte's: both in ISO 8601, or the end as in the header `Date`."""
+    return (pendulum.parse(end, strict=False) - pendulum.parse(start)).total_seconds()
 
 
 with DAG(
@@ -252,47 +348,45 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=256,  # Waiting runs count, and Airflow's default is 16. Two cores carry 256 syncs of an hour.
+    max_active_runs=256,  # Waiting runs count, too. Airflow's default is 16; two CPU cores carry 256 one-hour syncs.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description="Else Variable MY_EXAMPLE_CONNECTION_ID")},
+    params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_connection_id": get_connection_id},
-    # Deferred, a task would keep an old token. No headers here: a task for another server must not get Airbyte's token.
-    default_args={"deferrable": False, "retry_delay": 30, "retry_exponential_backoff": True, "max_retry_delay": 300},
+    default_args={
+        "deferrable": False,  # A deferred task would keep an old token. (Old sensors know this argument only from here.)
+        "retries": 7,  # within about 20 minutes
+        "retry_delay": pendulum.duration(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": pendulum.duration(minutes=5),
+    },
 ) as dag:
     trigger_sync = SimpleHttpOperator(
         task_id="start_airbyte_sync",
-        http_conn_id=HTTP_CONNECTION,
+        http_conn_id=AIRFLOW_CONNECTION,
         endpoint="v1/jobs",
-        data='{"connectionId": "{{ get_connection_id(ti, dag, dag_run) }}", "jobType": "sync"}',
-        extra_options={"check_response": False, "allow_redirects": False, "timeout": 180},  # A start may take 130 s.
-        pre_execute=follow_earlier_try,
-        response_filter=read_job_id,
-        execution_timeout=pendulum.duration(minutes=10),  # It ends a hang, such as a body that drips, and costs a try.
-        retries=7,  # for at least 20 minutes, unless refused
+        data='{"connectionId": "{{ get_connection_id(dag, dag_run) }}", "jobType": "sync"}',
+        extra_options={**REQUEST_OPTIONS, "timeout": 180},  # Airbyte can take two minutes to answer.
+        pre_execute=prepare_start,
+        response_filter=get_job_id,
+        execution_timeout=pendulum.duration(minutes=10),  # Ends a request that hangs, which uses a retry.
     )
 
     wait_for_sync_to_complete = HttpSensor(
         task_id="wait_for_airbyte_sync",
-        http_conn_id=HTTP_CONNECTION,
+        http_conn_id=AIRFLOW_CONNECTION,
         endpoint=f"v1/jobs/{trigger_sync.output}",
-        extra_options={"check_response": False, "allow_redirects": False, "timeout": TIMEOUT},
+        extra_options=REQUEST_OPTIONS,
         pre_execute=prepare_poke,
-        response_check=has_succeeded,
+        response_check=check_job,
         execution_timeout=pendulum.duration(minutes=5),
-        mode="reschedule",  # Between two pokes it holds no worker slot.
+        mode="reschedule",  # Required: between two pokes it holds no worker slot, and each poke has a new token.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # What goes wrong in a poke is logged, and the next one comes. But see `refusal`.
-        retries=288,  # every 5 minutes for 24 hours, for what goes wrong outside a poke: no token, a lost worker
+        silent_fail=True,  # If a request gets no answer, log it and poke again. `check_job` turns it off.
     )
 
     trigger_sync >> wait_for_sync_to_complete
 
 if __name__ == "__main__":
-    errors = []
-    for task in dag.tasks:
-        task.on_failure_callback = [lambda context: errors.append(context.get("exception"))]
-        task.retries = 0 if isinstance(task, SimpleHttpOperator) else task.retries  # Say at once what is wrong.
-    if dag.test().state != "success":
-        raise SystemExit(f"The run failed: {next(filter(None, errors), 'see the log above')}")
-    print("The sync has succeeded.")
+    trigger_sync.retries = 0  # By hand: fail at the first error.
+    raise SystemExit(dag.test().state != "success")

@@ -136,6 +136,8 @@ class FakeAirbyte(ThreadingHTTPServer):
     :param job_seconds: how long a job takes; without it, a job reaches its next status whenever somebody asks for it,
         and a reset, for which nobody asks, whenever it is in the way of a sync
     :param base_path: "/api/public" for a self-managed Airbyte, "" for Airbyte Cloud
+    :param before_2026: whether it is an Airbyte from before February 2026, whose list without a type has only syncs and
+        resets
     :param before_syncs: the types of the jobs that the next POSTs of a sync create instead: pending resets, refreshes
     :param port: 0 takes a free one
     :param log: called with each request once it is answered
@@ -149,6 +151,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         statuses: dict[str, tuple[str, ...]] | None = None,
         job_seconds: float | None = None,
         base_path: str = "",
+        before_2026: bool = False,
         before_syncs: tuple[str, ...] = (),
         port: int = 0,
         log: Callable[[Request], None] = lambda request: None,
@@ -159,6 +162,7 @@ class FakeAirbyte(ThreadingHTTPServer):
         self.job_seconds = job_seconds
         self.base_path = base_path
         self.self_managed = bool(base_path)
+        self.before_2026 = before_2026
         self.before_syncs = list(before_syncs)
         self.log = log
         self.url = f"http://127.0.0.1:{self.server_port}{base_path}"
@@ -294,6 +298,7 @@ class FakeAirbyte(ThreadingHTTPServer):
             for job in self.jobs
             if job.connection_id == query.get("connectionId", job.connection_id)
             and job.type == query.get("jobType", job.type)
+            and ("jobType" in query or job.type in ("sync", "reset") or not self.before_2026)  # getJobConfigTypes
             and self.status_of(job) == query.get("status", self.status_of(job))
         ]
         wanted.sort(key=lambda job: job.created, reverse=query.get("orderBy") == "createdAt|DESC")
@@ -424,7 +429,7 @@ class Handler(BaseHTTPRequestHandler):
         kind = "text/html" if text.startswith("<") else "application/json"
         headers = {"Date": date, "Content-Type": kind, "Content-Length": str(len(body))}
         if status == 302:
-            headers["Location"] = "https://me:a-password@sso.example.com/login"
+            headers["Location"] = "https://sso.example.com/login"
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)

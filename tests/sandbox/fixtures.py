@@ -32,8 +32,8 @@ RUNNING = {"age": 9, "statuses": ("running", "running", "succeeded")}  # a job t
 COUNTS_TRIES = AIRFLOW_VERSION >= (2, 10)  # Before, a retry in dag.test() does not know that it is one.
 needs_try_count = pytest.mark.skipif(not COUNTS_TRIES, reason="dag.test() does not count tries here")
 
-# What the tests change of the two tasks: no delays, no alerts, and the Variable's connection in place of the user's.
-AS_TESTED = {"retry_delay": 0, "max_retry_delay": 1e-6, "params": {"connection_id": ""}}
+# What the tests change of the two tasks: no delays, and no alerts.
+AS_TESTED = {"retry_delay": 0, "max_retry_delay": 1e-6}
 AS_TESTED.update({f"on_{each}_callback": [] for each in ("execute", "failure", "retry", "success")})
 
 
