@@ -255,6 +255,15 @@ def test_a_job_that_is_pending_is_what_a_start_returns_and_in_its_way_once_it_ha
     assert [answer.json().get("jobId") for answer in answers] == [1001, 1001, None, None, 1002]
 
 
+def test_before_2026_a_list_without_a_type_has_only_syncs_and_resets(airbyte):
+    airbyte.before_2026 = True
+    for job_type in ("sync", "refresh", "reset", "clear"):
+        airbyte.add_job(type=job_type)
+    assert [job["jobType"] for job in ask(airbyte, "GET jobs").json()["data"]] == ["sync", "reset"]
+    asked = ask(airbyte, "GET jobs", params={"jobType": "clear"}).json()["data"]
+    assert [job["jobType"] for job in asked] == ["clear"]
+
+
 def test_a_job_says_what_is_known_and_by_airbytes_own_clock(airbyte):
     airbyte.clock_offset = 7200
     airbyte.add_job()
