@@ -1,4 +1,4 @@
-# The -base variant: the plain image requires a packages.txt, which this project does not need.
+# Use the -base variant: the plain image requires a packages.txt, and this project has none.
 FROM astrocrpublic.azurecr.io/runtime:3.3-8-base
 
 USER root

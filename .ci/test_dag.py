@@ -149,7 +149,7 @@ def test_works_in_a_mapped_group(airflow_home, tmp_path):
     log = ended.stdout + ended.stderr
     assert ended.returncode == 0, log
     assert sorted(job.connection_id for job in airbyte.jobs) == sorted(TWO)
-    assert "Earlier syncs are not known" not in log
+    assert "Earlier syncs not known" not in log
     assert "Sensor poke failed" not in log
 
 

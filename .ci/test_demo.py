@@ -68,12 +68,12 @@ def test_ends_with_1_if_the_run_does_not_succeed(start, tmp_path):
     shown = demo.communicate()[0]
     assert demo.returncode == 1, shown
     (log,) = tmp_path.glob("airflow-home-*.log")
-    assert f"{log} says why" in shown.splitlines()[-1]
+    assert f"See {log}" in shown.splitlines()[-1]
     assert "broken" in log.read_text()
     log.unlink()
 
 
-@pytest.mark.parametrize("moment", ["Setting up an Airflow", "Running the DAG", "POST /v1/jobs"])
+@pytest.mark.parametrize("moment", ["Creating an Airflow", "Loading Airflow", "POST /v1/jobs"])
 def test_ctrl_c_ends_everything_at_any_moment(start, moment):
     demo = start()
     next(line for line in demo.stdout if moment in line)

@@ -6,11 +6,19 @@ import json
 
 import pytest
 from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment, sender
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, THREE_CONNECTIONS, Fault
+from sandbox.fake_airbyte import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    CONNECTION_ID,
+    FAILING_CONNECTION_ID,
+    THIRD_CONNECTION_ID,
+    Fault,
+)
 from sandbox.throwaway_airflow import DAG_ID, files_in, leaks
 
 START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 STALE_TOKEN = "a-token-that-has-grown-stale"
+THREE_CONNECTIONS = (CONNECTION_ID, THIRD_CONNECTION_ID, FAILING_CONNECTION_ID)
 pytestmark = [pytest.mark.deployment, pytest.mark.usefixtures("fresh_airbyte")]
 
 

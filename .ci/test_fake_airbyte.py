@@ -22,9 +22,9 @@ from sandbox.fake_airbyte import (
     CLIENT_ID,
     CLIENT_SECRET,
     CONNECTION_ID,
+    CONNECTIONS,
     OPERATIONS,
     OTHER_CONNECTION_ID,
-    THREE_CONNECTIONS,
     WORKSPACE_ID,
     FakeAirbyte,
     Fault,
@@ -40,7 +40,7 @@ TOKEN, OLD_TOKEN = ({"Authorization": f"Bearer {token}"} for token in ("token", 
 
 @pytest.fixture(params=["", "/api/public"], ids=["cloud", "self-managed"])
 def airbyte(request):
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, base_path=request.param) as airbyte:
+    with FakeAirbyte(statuses=CONNECTIONS, base_path=request.param) as airbyte:
         airbyte.tokens.update(token=float("inf"), old=time.time() - 1)
         yield airbyte
 

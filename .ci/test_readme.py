@@ -1,5 +1,6 @@
-"""What users copy out of README.md works, its recipes included, and what Astro reads is consistent with it."""
+"""What users copy out of the two pages works, the recipes included, and what Astro reads is consistent with them."""
 
+import ast
 import json
 import os
 import re
@@ -8,15 +9,24 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID, THREE_CONNECTIONS, FakeAirbyte, Fault
+from sandbox.fake_airbyte import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    CONNECTION_ID,
+    CONNECTIONS,
+    FAILING_CONNECTION_ID,
+    FakeAirbyte,
+    Fault,
+)
 from sandbox.fixtures import RUNNING, needs_try_count
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, HTTP_CONNECTION, START, WAIT, dag_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README, ADAPT = ((ROOT / page).read_text() for page in ("README.md", "dags/README.md"))
 VARIABLES = ["MY_EXAMPLE_CONNECTION_ID", "AIRBYTE_CLIENT_ID", "AIRBYTE_CLIENT_SECRET", "CLOUD_API_TOKEN"]
 
 
@@ -67,34 +77,37 @@ def test_curl_shows_whether_host_client_and_connection_id_are_right():
 
 # The recipes, applied to the DAG file as a reader applies them.
 
-IDS = list(THREE_CONNECTIONS)
+IDS = [connection_id for connection_id in CONNECTIONS if connection_id != FAILING_CONNECTION_ID]
 ROLES = {START: "start_airbyte_sync", WAIT: "wait_for_airbyte_sync"}
 TASKS = [f"{group}.{task}" for group in ("orders", "customers", "stock") for task in ROLES.values()]
 SUCCESS = dict.fromkeys([*TASKS, "transform"], "success")
-ALL_SUCCEED = dict.fromkeys(IDS, THREE_CONNECTIONS[CONNECTION_ID])
 LOST = Fault(no_answer="closed", carried_out=True)
 HEAD, DAG_BLOCK, END = re.split(r"(?ms)^(with DAG\(.*?>> wait_for_sync_to_complete\n)", DAG_FILE.read_text())
 
 
 def recipe(words: str) -> str:
-    """Return the README's Python block that has these words."""
-    blocks = re.findall(r"^ *```python\n(.*?)^ *```", README, re.M | re.S)
+    """Return the page's Python block that has these words."""
+    blocks = re.findall(r"^ *```python\n(.*?)^ *```", ADAPT, re.M | re.S)
     return textwrap.dedent(next(block for block in blocks if words in block))
 
 
 def several_connections(*connection_ids: str) -> str:
-    """Return the DAG file with the recipe in place of its DAG, and these ids."""
-
-    def paste_arguments(match) -> str:
-        arguments = re.search(rf"{match[1]}\(\n(.*?)^ *\)", DAG_BLOCK, re.M | re.S)[1]
-        return f"{match[1]}({match[2]}\n" + re.sub(r"^ *(dag_id|doc_md|params)=.*\n", "", arguments, flags=re.M) + ")"
-
-    text = re.sub(r"(\w+)\((.*)\.\.\.\)", paste_arguments, recipe("TaskGroup"))
+    """Return the DAG file, changed as the recipe says, with these ids."""
+    imports, text = recipe("import TaskGroup"), recipe("CONNECTIONS = {")
     if AIRFLOW_VERSION < (3, 0):
-        text = re.sub(r".*# Airflow 2: ", "", text)
-    for example, connection_id in zip(("<connection id>", "<another>", "<a third>"), connection_ids):
-        text = text.replace(example, connection_id)
-    return HEAD + text + END
+        imports = re.sub(r".*# Airflow 2: ", "", imports)
+    for example, connection_id in zip(("connection", "another connection", "a third connection"), connection_ids):
+        text = text.replace(f"<{example} id>", connection_id)
+    head = HEAD
+    for pattern, replacement in (
+        (r"(import HttpSensor\n)", rf"\1{imports}"),
+        (r"(import DAG), Param", r"\1"),
+        (r"def get_connection_id.*?\n\n\n(?=def)", ""),
+        (r"- Variable `MY_EXAMPLE_CONNECTION_ID`.*?\n", ""),
+    ):
+        head, number = re.subn(pattern, replacement, head, flags=re.S)
+        assert number, pattern
+    return head + text
 
 
 def run(folder: Path, file: str, airbyte: FakeAirbyte, dag_id: str = "sync_shop") -> tuple:
@@ -111,6 +124,26 @@ print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
     return states, ended.stdout + ended.stderr
 
 
+def test_the_file_of_the_recipe_passes_the_repositorys_checks(tmp_path):
+    pytest.importorskip("ruff")
+    file = tmp_path / "sync_shop.py"
+    file.write_text(several_connections(*IDS))
+    for command in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, "--config", ROOT / ".ruff.toml", file], check=True)
+
+
+def test_the_recipe_has_the_arguments_of_the_dag_file():
+    arguments = []
+    for source in (DAG_BLOCK, recipe("CONNECTIONS = {")):
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+        names = ("DAG", "SimpleHttpOperator", "HttpSensor")
+        of_ours = {ast.unparse(call.func): call.keywords for call in calls if ast.unparse(call.func) in names}
+        kept = {(name, each.arg, ast.unparse(each.value)) for name in names for each in of_ours[name]}
+        arguments.append(kept)
+    differ = {argument for _, argument, _ in arguments[0] ^ arguments[1]}
+    assert differ == {"dag_id", "params", "user_defined_macros", "data"}
+
+
 @pytest.mark.parametrize(
     "faults, runs_already, fails, says",
     [
@@ -121,19 +154,20 @@ print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
     ],
 )
 def test_several_connections_side_by_side_and_then_a_task_after_them(tmp_path, faults, runs_already, fails, says):
-    with FakeAirbyte({"create_job": faults}, THREE_CONNECTIONS if fails else ALL_SUCCEED) as airbyte:
+    ids = [*IDS[:2], FAILING_CONNECTION_ID] if fails else IDS
+    with FakeAirbyte({"create_job": faults}, CONNECTIONS) as airbyte:
         for job in runs_already:
             airbyte.add_job(**job)
-        states, log = run(tmp_path, several_connections(*IDS), airbyte)
+        states, log = run(tmp_path, several_connections(*ids), airbyte)
     assert states == {**SUCCESS, **fails}, log
     assert says in log
-    assert sorted(job.connection_id for job in airbyte.jobs) == sorted(IDS), "one sync each"
+    assert sorted(job.connection_id for job in airbyte.jobs) == sorted(ids), "one sync each"
     operations = [each.operation for each in airbyte.requests if each.operation in ("create_job", "get_job")]
     assert operations[:3] == ["create_job"] * 3, "side by side"
 
 
 def test_the_same_connection_twice_is_an_import_error(tmp_path):
-    with FakeAirbyte(statuses=ALL_SUCCEED) as airbyte:
+    with FakeAirbyte(statuses=CONNECTIONS) as airbyte:
         states, log = run(tmp_path, several_connections(*IDS[:2], IDS[0]), airbyte)
     assert (states, airbyte.requests) == ({}, [])
     assert "The same connection id is there twice" in log
@@ -141,8 +175,15 @@ def test_the_same_connection_twice_is_an_import_error(tmp_path):
 
 @needs_try_count
 def test_an_alert_comes_at_each_refusal(tmp_path):
-    file = f"{HEAD}{recipe('def alert')}{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
+    file = f"{HEAD}{recipe('def alert')}\n\n{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
     with FakeAirbyte({"create_job": [Fault(403)] * 9}) as airbyte:
         states, log = run(tmp_path, file, airbyte, "airbyte_api_sync_demo")
     assert states == {ROLES[START]: "failed", ROLES[WAIT]: "upstream_failed"}, log
-    assert log.count("start_airbyte_sync Airbyte answered POST") == 6, log
+    assert log.count("start_airbyte_sync Airbyte answered POST") == 8, log
+
+
+def test_an_alert_comes_where_the_scheduler_reports_a_lost_task(capsys):
+    """On Airflow 3, the context of such a callback has no exception."""
+    exec(recipe("def alert"), namespace := {})
+    namespace["ALERTS"]["on_failure_callback"]({"ti": SimpleNamespace(task_id="start_airbyte_sync")})
+    assert "start_airbyte_sync None" in capsys.readouterr().out

@@ -12,7 +12,7 @@ until it ends, for up to 24 hours. Between two checks it holds no worker slot.
   *User settings → Applications*. Or `CLOUD_API_TOKEN` in place of both: a token that lives longer than the sync
 
 **If a task goes wrong**, its log says what to check. (If the log looks empty on Airflow 3, expand its group *Pre
-Execute*.) Each task has seven retries within about 20 minutes: put it right by then, and the run goes on by itself.
+Execute*.) Each task has seven retries, three minutes apart: put it right by then, and the run goes on by itself.
 Later, clear the failed task: the start to sync again, the wait to go on waiting for the same job. While Airbyte does
 not answer, the wait goes on without using up its retries.
 
@@ -139,9 +139,10 @@ def prepare_start(context) -> None:
     task.headers = get_auth_headers()
     if not isinstance(task.data, str):  # The DAG has render_template_as_native_obj=True.
         task.data = json.dumps(task.data)
-    failed_tries = ti.try_number - (ti.max_tries - task.retries + 1)  # since it was cleared: Airflow's sensors count so
-    if failed_tries > 0:
-        sync = find_newest_sync(task, max_age=seconds_since(context["dag_run"].start_date) + 5)  # Airbyte rounds times.
+    first_try = ti.max_tries - task.retries + 1  # since the task was last cleared, as Airflow's own sensors count
+    if ti.try_number > first_try:
+        run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
+        sync = find_newest_sync(task, max_age=run_age)
         if sync:
             task.log.info("Not starting a second sync: following job %s, which began during this run.", sync["jobId"])
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
@@ -180,10 +181,9 @@ def prepare_poke(context) -> None:
     except NoAnswerError as error:
         if run_age > task.timeout:  # Airflow would look at the timeout only after a poke.
             raise NoAnswerError(f"Timeout. The sync may go on: clear this task to wait for it again. {error}") from None
-        task.log.warning("Checking again in %.0f s: %s", task.poke_interval, error)
+        task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    slow = "If Airbyte is slower than %s s (REQUEST_TIMEOUT), the next check comes in %.0f s."
-    task.log.info(slow, REQUEST_TIMEOUT[1], task.poke_interval)
+    task.log.info("If Airbyte takes longer than REQUEST_TIMEOUT: next check in %.0f s.", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:
@@ -196,7 +196,7 @@ def check_job(response, ti) -> bool:
     try:
         job = parse_or_raise(response, "status")
     except NoAnswerError as error:
-        task.log.warning("Checking again in %.0f s: %s", task.poke_interval, error)
+        task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         return False
     task.log.info("Airbyte job: %s", json.dumps(job))
     if job["status"] == "succeeded":
@@ -209,8 +209,9 @@ def check_job(response, ti) -> bool:
         age = next(each["age"] for each in jobs if each["jobId"] == job["jobId"])
         task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_expected_duration(jobs))
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
-        harmless = "Earlier syncs are not known, which is harmless: checking the job again in %.0f s. %s"
-        task.log.warning(harmless, task.poke_interval, error)
+        task.log.warning(
+            "Earlier syncs not known, which is harmless: next check in %.0f s. %s", task.poke_interval, error
+        )
     return False
 
 
@@ -354,10 +355,8 @@ with DAG(
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={
         "deferrable": False,  # A deferred task would keep an old token. (Old sensors know this argument only from here.)
-        "retries": 7,  # within about 20 minutes
-        "retry_delay": pendulum.duration(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": pendulum.duration(minutes=5),
+        "retries": 7,  # within 21 minutes
+        "retry_delay": pendulum.duration(minutes=3),
     },
 ) as dag:
     trigger_sync = SimpleHttpOperator(

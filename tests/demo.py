@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from sandbox.fake_airbyte import THREE_CONNECTIONS, FakeAirbyte, Request
+from sandbox.fake_airbyte import CONNECTIONS, FakeAirbyte, Request
 
 try:
     from sandbox import throwaway_airflow
@@ -31,6 +31,7 @@ except PackageNotFoundError:
 
 BEGIN = time.monotonic()
 SYNC_SECONDS = 7
+LISTENING = "A fake Airbyte is listening at {}. Only programs on this machine can reach it."
 NEXT = """
 To run it in your own Airflow, copy dags/airbyte_api_sync_demo.py into its dags folder and see "Set it up" in README.md.
 To click through it here first: {python} {script} --ui"""
@@ -57,8 +58,8 @@ def show(request: Request) -> None:
 def run_once(home: Path, log: Path) -> int:
     """Run the DAG once with `dag.test()`. Return 0 if the run has succeeded, else 1."""
     with FakeAirbyte(job_seconds=SYNC_SECONDS, log=show) as airbyte, log.open("w") as out:
-        say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
-        say(f"Setting up an Airflow in {home}, which logs to {log}")
+        say(LISTENING.format(airbyte.url))
+        say(f"Creating an Airflow in {home}, which takes up to a minute and logs to {log}")
         environ = {
             **throwaway_airflow.environment(home),
             **throwaway_airflow.dag_settings(airbyte.url),
@@ -67,11 +68,11 @@ def run_once(home: Path, log: Path) -> int:
         }
         streams = {"stdout": out, "stderr": subprocess.STDOUT}
         throwaway_airflow.create(home, environ, **streams)
-        say(f"Running the DAG {throwaway_airflow.DAG_ID}, which checks the job every 2 seconds here")
+        say(f"Loading Airflow to run the DAG {throwaway_airflow.DAG_ID}, which checks the job every 2 seconds here")
         # In a process of its own, so that Airflow's log goes to the file.
         ended = subprocess.run([sys.executable, "-m", "sandbox.throwaway_airflow"], env=environ, cwd=home, **streams)
     if ended.returncode != 0:
-        say(f"The run has not succeeded: {log} says why")
+        say(f"The run failed. See {log}")
         return 1
     log.unlink()
     (job,) = airbyte.jobs
@@ -84,9 +85,9 @@ def run_once(home: Path, log: Path) -> int:
 @contextmanager
 def ui(home: Path, log: Path, port: int = 8080):
     """Run an Airflow with its web UI, set up for the DAG. Yield it as a `Deployment`."""
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=30, log=show) as airbyte, log.open("w") as out:
-        say(f"A fake Airbyte answers at {airbyte.url}, to programs on this machine alone")
-        say(f"Starting an Airflow in {home}, which logs to {log}")
+    with FakeAirbyte(statuses=CONNECTIONS, job_seconds=30, log=show) as airbyte, log.open("w") as out:
+        say(LISTENING.format(airbyte.url))
+        say(f"Starting an Airflow in {home}, which takes up to a minute and logs to {log}")
         environ = {
             "TASK_POLICY": json.dumps({throwaway_airflow.WAIT: {"poke_interval": 15, "retry_delay": 5}}),
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",  # A new file appears at once, not after five minutes.
@@ -96,18 +97,19 @@ def ui(home: Path, log: Path, port: int = 8080):
             for name, process in deployment.processes.items():
                 if process.poll() is not None:
                     raise subprocess.CalledProcessError(process.returncode, name)
-            variables, another, failing = THREE_CONNECTIONS
+            variables, second, third, failing = CONNECTIONS
             say(f"""Airflow is ready. You need no login. Open
 
     {deployment.url}/dags/{throwaway_airflow.DAG_ID}
 
 and press Trigger. Leave connection_id empty, or enter one of these:
 
-    {variables}  the Variable's, as if empty
-    {another}  another connection
+    {variables}  the one in the Variable (the same as leaving it empty)
+    {second}  a second connection
+    {third}  a third connection
     {failing}  one whose syncs fail
 
-To try "Several connections in one DAG" of README.md with these three, put your file into
+To try "Several connections in one DAG" (dags/README.md) with these, put your file into
 {deployment.airflow_home / "dags"}
 
 Press Ctrl-C to stop.
@@ -128,7 +130,7 @@ def main() -> int:
         with ui(home, log):
             threading.Event().wait()
     except (subprocess.CalledProcessError, TimeoutError):
-        say(f"Airflow could not be set up: {log} says why")
+        say(f"Airflow could not be set up. See {log}")
         return 1
     except SystemExit:
         log.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 CONNECTION_ID = "7c1b3d0e-5a44-4a58-9d2b-0a8f6f4e2c11"
 OTHER_CONNECTION_ID = "2d8c4a6e-7b1f-4d53-9c0a-5e6f7a8b9c22"
+THIRD_CONNECTION_ID = "4b6e8f0a-9c2d-4e75-a1b3-c5d7e9f1a344"
 FAILING_CONNECTION_ID = "9e5b7d1c-3a2f-4e64-8b1d-6f7a8b9c0d33"
 WORKSPACE_ID = "5d3a9b7e-2c41-4f60-8e1d-3b5a7c9d1e22"
 CLIENT_ID = "3f1c0a52-9f0b-4f0e-8d55-7a1f6f0c9f11"
@@ -38,7 +39,12 @@ TOKEN_SECONDS = 900
 SUCCEEDS = ("pending", "running", "succeeded")  # the statuses of a job, one after the other
 ENDED = ("succeeded", "failed", "cancelled")
 FAILS = ("pending", "running", "failed")
-THREE_CONNECTIONS = {CONNECTION_ID: SUCCEEDS, OTHER_CONNECTION_ID: SUCCEEDS, FAILING_CONNECTION_ID: FAILS}
+CONNECTIONS = {
+    CONNECTION_ID: SUCCEEDS,
+    OTHER_CONNECTION_ID: SUCCEEDS,
+    THIRD_CONNECTION_ID: SUCCEEDS,
+    FAILING_CONNECTION_ID: FAILS,
+}
 
 MICRONAUT = "no problem"  # but an error of Micronaut, on which Airbyte is built: airbytehq/airbyte, issue 65592
 # Airbyte's problems (api-problems.yaml): the title, and the message if it is not the status in words.
@@ -462,10 +468,12 @@ def main() -> None:
     def log(request: Request) -> None:
         print(request.method, request.path, request.status, request.answer, flush=True)
 
-    with FakeAirbyte(statuses=THREE_CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
-        print("The fake Airbyte answers until Ctrl-C, but only programs on this machine, and none in a container.\n")
+    with FakeAirbyte(statuses=CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
+        print(
+            "The fake Airbyte is listening until Ctrl-C. Only programs on this machine can reach it, outside containers.\n"
+        )
         print(f"host           {airbyte.url}\nclient id      {CLIENT_ID}\nclient secret  {CLIENT_SECRET}")
-        print("connection ids", *THREE_CONNECTIONS, "of which the last one's syncs fail\n", sep="\n  ", flush=True)
+        print("connection ids", *CONNECTIONS, "of which the last one's syncs fail\n", sep="\n  ", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

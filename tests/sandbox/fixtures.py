@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pendulum
 import pytest
 from sandbox import throwaway_airflow
-from sandbox.fake_airbyte import CLIENT_SECRET, CONNECTION_ID, ENDED, THREE_CONNECTIONS, FakeAirbyte, Fault
+from sandbox.fake_airbyte import CLIENT_SECRET, CONNECTION_ID, CONNECTIONS, ENDED, FakeAirbyte, Fault
 from sandbox.throwaway_airflow import AIRFLOW_VERSION, DAG_FILE, START, WAIT, dag_settings
 
 SUCCESS = {START: "success", WAIT: "success"}
@@ -196,7 +196,7 @@ def assert_nothing_is_asked_after_the_end(airbyte: FakeAirbyte, log: str) -> Non
 @pytest.fixture(scope="module")
 def airbyte():
     """An Airbyte for all tests of a file."""
-    with FakeAirbyte(statuses=THREE_CONNECTIONS) as airbyte:
+    with FakeAirbyte(statuses=CONNECTIONS) as airbyte:
         yield airbyte
 
 
