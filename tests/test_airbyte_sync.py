@@ -197,6 +197,7 @@ def test_fails_with_a_link_if_the_job_has_failed(scenario, status, base_path):
     assert len(airbyte.requests_of("get_job")) == 2
 
 
+@needs_try_count
 def test_the_wait_has_an_end(scenario):
     short = {WAIT: {"timeout": 5, "poke_interval": 1}}
     trouble, says = {"get_job": [None, Fault(503), None, Fault(503)]}, "Sensor has timed out"
