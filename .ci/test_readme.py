@@ -93,9 +93,8 @@ def recipe(words: str) -> str:
 
 def several_connections(*connection_ids: str) -> str:
     """Return the DAG file, changed as the recipe says, with these ids."""
-    imports, text = recipe("import TaskGroup"), recipe("CONNECTIONS = {")
-    if AIRFLOW_VERSION < (3, 0):
-        imports = re.sub(r".*# Airflow 2: ", "", imports)
+    imports = recipe("sdk import TaskGroup" if AIRFLOW_VERSION >= (3, 0) else "utils.task_group import TaskGroup")
+    text = recipe("CONNECTIONS = {")
     for example, connection_id in zip(("connection", "another connection", "a third connection"), connection_ids):
         text = text.replace(f"<{example} id>", connection_id)
     head = HEAD

@@ -48,7 +48,7 @@ except ImportError:  # Airflow before 3.2
 AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 REQUEST_TIMEOUT = (5, 15)  # seconds to connect, and to wait for an answer: short, because both hold a worker slot
-# Airflow's hook hands over every answer, whatever its status: `parse_or_raise` judges it.
+# Airflow's hook shall hand over every answer, whatever its status: `parse_or_raise` judges it.
 REQUEST_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": REQUEST_TIMEOUT}
 
 HOST_ADVICE = "Check the host of the Airflow connection: https://api.airbyte.com or https://<your host>/api/public."
@@ -59,19 +59,22 @@ STATE_ADVICE = "Check in Airbyte whether the connection is active, and whether i
 REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_ADVICE}", 409: STATE_ADVICE}  # by status
 
 
+# What can go wrong, and what it costs the two tasks. The retries are Airflow's own: see `default_args`.
+#
+#                                                              the start        the wait
+# NoAnswerError: Airbyte does not answer                       a retry          nothing: it checks again later
+# AirflowFailException: a malformed id, a job that failed      fails at once    fails at once
+# any other error: a refusal, a missing setting                a retry          a retry
+# Airflow's own: the worker dies, or `execution_timeout`       a retry          a retry
+# Airflow's own: the `timeout` of the wait                     -                fails at once
+
+
 class NoAnswerError(Exception):
-    """Airbyte does not answer: it is out of reach or in trouble, or something else answers in its place.
-
-    What goes wrong                                             The start       The wait
-    ----------------------------------------------------------  --------------  -------------------
-    NoAnswerError                                               uses a retry    checks again later
-    any other error: Airbyte refuses, or a setting is missing   uses a retry    uses a retry
-    AirflowFailException: a malformed id, a job that failed     fails at once   fails at once
-    """
+    """Airbyte is out of reach or in trouble, or something else answers in its place."""
 
 
-# The token. Both tasks get a new one at every try, and the wait at every poke. So it never grows old, and because it
-# is not there yet when Airflow renders and stores the templates, it is never stored.
+# The token. Both tasks get a new one at every try, and the wait at every poke, so it never grows old. They get it in
+# `pre_execute`, after Airflow has rendered and stored the templates, so it is never stored.
 
 
 def get_auth_headers() -> dict:
@@ -87,14 +90,13 @@ def check_airflow_connection() -> None:
     """Raise RuntimeError if the Airflow connection is missing, or if requests through it would show their secrets."""
     try:
         connection = HttpHook.get_connection(AIRFLOW_CONNECTION)
-    except Exception:  # noqa: BLE001 It is missing or unreadable. The error is not shown: it may quote a password.
-        raise RuntimeError(
-            f"Create the Airflow connection {AIRFLOW_CONNECTION}, of type HTTP, or correct it."
-        ) from None
+    except Exception:  # noqa: BLE001 It is missing or malformed. The error is not shown: it may quote a password.
+        raise RuntimeError(f"Create or correct the Airflow connection {AIRFLOW_CONNECTION}, of type HTTP.") from None
     host = connection.host or ""
     if connection.conn_type != "http":
         raise RuntimeError(f"Set the type of the Airflow connection {AIRFLOW_CONNECTION} to HTTP, even for https.")
-    if "@" in host or not ("://" in host or connection.schema):  # Without a schema, the hook would take http.
+    has_scheme = "://" in host or connection.schema  # Without one, the hook would take http.
+    if "@" in host or not has_scheme:
         raise RuntimeError(f"Write the host with https:// in front, and without a login. {HOST_ADVICE}")
 
 
@@ -104,12 +106,14 @@ def request_token() -> str:
     client_secret = Variable.get("AIRBYTE_CLIENT_SECRET", "").strip()
     if not (client_id and client_secret):  # They may be set, but Airflow hides the errors of a secrets backend.
         raise RuntimeError("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
-    client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}  # [sic]
+    # Airbyte writes "grant-type" with a hyphen.
+    client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
     response = call_airbyte(HEADERS, "v1/applications/token", json.dumps(client), method="POST")
     return parse_or_raise(response, "access_token", CLIENT_ADVICE)["access_token"]
 
 
-# The start. In every function, `ti.task` is a copy of the task for this try or poke alone, so it may be changed.
+# The start. For each try and each poke, Airflow makes a copy of the task, which is `ti.task`. So these functions may
+# set its attributes: the next try or poke finds them as the DAG has them.
 
 
 def get_connection_id(dag, dag_run) -> str:
@@ -139,7 +143,8 @@ def prepare_start(context) -> None:
     task.headers = get_auth_headers()
     if not isinstance(task.data, str):  # The DAG has render_template_as_native_obj=True.
         task.data = json.dumps(task.data)
-    first_try = ti.max_tries - task.retries + 1  # since the task was last cleared, as Airflow's own sensors count
+    # The first try must start a sync, also after somebody has cleared the task. (Airflow's sensors find it like this.)
+    first_try = ti.max_tries - task.retries + 1
     if ti.try_number > first_try:
         run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
         sync = find_newest_sync(task, max_age=run_age)
@@ -151,7 +156,7 @@ def prepare_start(context) -> None:
 
 def get_job_id(response, ti) -> int:
     """Return the id of the job that was started, followed or found running. Raise RuntimeError if it is no sync."""
-    # A 409 of this kind says that a job of the connection is running (ConfigClientErrorHandler, in Airbyte's server).
+    # Airbyte runs one job of a connection at a time. This 409 says that one is running (its ConfigClientErrorHandler).
     if response.status_code == 409 and "try-again-later" in response.text:
         job = find_running_job(ti.task)
         ti.task.log.info("Airbyte job %s is already running: no new one was started.", job["jobId"])
@@ -179,11 +184,11 @@ def prepare_poke(context) -> None:
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
-        if run_age > task.timeout:  # Airflow would look at the timeout only after a poke.
+        if run_age > task.timeout:  # Airflow looks at the timeout only after a poke, and this one ends here.
             raise NoAnswerError(f"Timeout. The sync may go on: clear this task to wait for it again. {error}") from None
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info("If Airbyte takes longer than REQUEST_TIMEOUT: next check in %.0f s.", task.poke_interval)
+    task.log.info("Checking the job. Without an answer in REQUEST_TIMEOUT, next check in %.0f s.", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:
@@ -192,7 +197,7 @@ def check_job(response, ti) -> bool:
     Raise AirflowFailException if the job has ended otherwise, and RuntimeError if Airbyte refuses to tell.
     """
     task = ti.task
-    task.silent_fail = False  # It was for a request without an answer. An error from here on uses a retry.
+    task.silent_fail = False  # There is an answer. From here on, an error uses a retry.
     try:
         job = parse_or_raise(response, "status")
     except NoAnswerError as error:
@@ -207,28 +212,29 @@ def check_job(response, ti) -> bool:
     try:
         jobs = list_jobs(task, job["connectionId"])
         age = next(each["age"] for each in jobs if each["jobId"] == job["jobId"])
-        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_expected_duration(jobs))
+        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_least_duration(jobs))
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
         task.log.warning(
-            "Earlier syncs not known, which is harmless: next check in %.0f s. %s", task.poke_interval, error
+            "Earlier syncs not known, which is harmless. Next check in %.0f s: %s", task.poke_interval, error
         )
     return False
 
 
-def seconds_to_next_poke(shortest: float, age: float, expected_duration: float = 0) -> float:
-    """Return the seconds until the sync can have ended. If that is not known, return a thirtieth of its age.
+def seconds_to_next_poke(shortest: float, age: float, least_duration: float = 0) -> float:
+    """Return the seconds until a sync of this age can have ended, or else a thirtieth of its age.
 
-    The result is at least `shortest`, which is also in seconds, and at most five minutes.
+    The result is at least `shortest`, and else at most five minutes. All arguments are in seconds.
     """
-    seconds = expected_duration - age if expected_duration > age else age / 30
+    seconds = least_duration - age if age < least_duration else age / 30
     return max(shortest, min(seconds, 5 * 60))
 
 
-def get_expected_duration(jobs: list) -> float:
-    """Return how many seconds a sync takes at least, 0 if unknown. The two quickest syncs may have been exceptions."""
+def get_least_duration(jobs: list) -> float:
+    """Return the seconds that the third quickest of these syncs took. The two before it may have been exceptions."""
     succeeded = [job for job in jobs if is_sync(job) and job["status"] == "succeeded"]
     durations = [seconds_between(job["startTime"], job["lastUpdatedAt"]) for job in succeeded]
-    return max(sorted(durations)[:3], default=0)
+    quickest = sorted(durations)[:3]
+    return max(quickest, default=0)
 
 
 # Airbyte's jobs
@@ -245,7 +251,7 @@ def has_ended(job: dict) -> bool:
 
 
 def list_jobs(task, connection_id: str, job_type=None) -> list:
-    """Return the newest 20 jobs of a connection, the newest first. Each has its `age`, in seconds by Airbyte's clock."""
+    """Return the newest 20 jobs of a connection, the newest first, each with its `age` in seconds, by its clock."""
     query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
     response = call_airbyte(task.headers, "v1/jobs", query)
     jobs, now = parse_or_raise(response, "data")["data"], response.headers["Date"]
@@ -296,22 +302,22 @@ def call_airbyte(headers: dict, endpoint: str, data=None, method: str = "GET"):
         raise NoAnswerError(f"No answer from {hook.base_url}. {advice} {error}") from None
 
 
-def parse_or_raise(response, key: str, advice: str = "") -> dict:
+def parse_or_raise(response, required_key: str, advice: str = "") -> dict:
     """Return Airbyte's answer, a JSON object that has this key.
 
-    Raise RuntimeError, with the advice or the usual one, if Airbyte refuses the request. Raise NoAnswerError if it is in
-    trouble, or if something else answers, such as a gateway or a login page.
+    Raise RuntimeError, with this advice or the usual one, if Airbyte refuses the request. Raise NoAnswerError if it is
+    in trouble, or if something else answers, such as a gateway or a login page.
     """
     status, request = response.status_code, response.request
     try:
         answer = response.json()
     except ValueError:
         answer = None
-    if status < 300 and isinstance(answer, dict) and answer.get(key) is not None:
+    if status < 300 and isinstance(answer, dict) and answer.get(required_key) is not None:
         return answer
     message = f"Airbyte answered {request.method} {request.url} with {status}."
     # An answer below 300 may hold a token: do not quote it.
-    said = f"The answer: {quote(response)}" if status >= 300 else f"The answer has no {key}."
+    said = f"The answer: {quote(response)}" if status >= 300 else f"The answer has no {required_key}."
     # While its own database is down, Airbyte answers 401 "internal error" (SecurityAwareCurrentUserService).
     if status in (408, 429) or status >= 500 or "internal error" in response.text:
         raise NoAnswerError(f"{message} It is busy or in trouble. {said}")
@@ -343,6 +349,9 @@ def seconds_between(start: str, end: str) -> float:
     return (pendulum.parse(end, strict=False) - pendulum.parse(start)).total_seconds()
 
 
+# What you change here needs no change above, if you leave `mode`, `silent_fail`, `extra_options` and the functions as
+# they are. For another pair of these tasks, give the start a connection id of its own:
+# data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
@@ -354,7 +363,7 @@ with DAG(
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={
-        "deferrable": False,  # A deferred task would keep an old token. (Old sensors know this argument only from here.)
+        "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
         "retries": 7,  # within 21 minutes
         "retry_delay": pendulum.duration(minutes=3),
     },
@@ -387,5 +396,5 @@ with DAG(
     trigger_sync >> wait_for_sync_to_complete
 
 if __name__ == "__main__":
-    trigger_sync.retries = 0  # By hand: fail at the first error.
+    trigger_sync.retries = 0  # By hand, say at once if a sync cannot start.
     raise SystemExit(dag.test().state != "success")

@@ -221,7 +221,9 @@ HTTPS = json.dumps({"conn_type": "https", "host": "127.0.0.1:1"})
         pytest.param(SET_CLIENT, {SECRET: " \n"}, {}, id="a blank client secret"),
         pytest.param(CHECK_CLIENT, {SECRET: "wrong"}, {}, id="a wrong client secret"),
         pytest.param("Check CLOUD_API_TOKEN", {TOKEN: "stale"}, {}, id="an expired token"),
-        pytest.param("Create the Airflow connection", {CONNECTION_VARIABLE: None}, {}, id="no Airflow connection"),
+        pytest.param(
+            "Create or correct the Airflow connection", {CONNECTION_VARIABLE: None}, {}, id="no Airflow connection"
+        ),
         pytest.param("to HTTP", {CONNECTION_VARIABLE: HTTPS}, {}, id="the type https"),
         pytest.param(CHECK_HOST, {}, {"host": "http://127.0.0.1:1"}, id="a wrong host"),
         pytest.param(CHECK_HOST, {}, {"host": "{url}/v1"}, id="a host with /v1"),
