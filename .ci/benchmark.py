@@ -42,6 +42,10 @@ from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, dag_settings
 WAYS = (DAG_ID, "operator", "operator_deferrable")
 TROUBLES = ("good", "silent", "expired")  # none, Airbyte never answers, CLOUD_API_TOKEN has expired
 FOREVER = 1e10
+PRELOAD = """
+import airflow.providers.http.hooks.http, airflow.providers.http.operators.http, airflow.providers.http.sensors.http
+import airflow.sdk.execution_time.task_runner
+"""
 TASKS = """
 select task.id::text, run_id, run.state as run_state, extract(epoch from run.end_date)::float as run_ended,
     task_id, task.state, extract(epoch from task.start_date)::float as started
@@ -82,6 +86,13 @@ class Bench(Deployment):
         self.samples: list[tuple[float, set[str]]] = []  # for how many seconds which task instances held workers
         shutil.copy(Path(__file__).with_name("benchmark_dags.py"), airflow_home / "dags")
         shutil.copy(options.dag, airflow_home / "dags" / DAG_FILE.name)
+
+    def start(self, name: str) -> None:
+        """Start one of the commands. With --preload, the workers fork from a process that has loaded the HTTP provider."""
+        settings = self.airflow_home / "config" / "airflow_local_settings.py"
+        if self.options.preload and PRELOAD not in settings.read_text():
+            settings.write_text(settings.read_text() + PRELOAD)
+        super().start(name)
 
     def watch_workers(self) -> None:
         """Take the samples. A worker is called "airflow worker -- LocalExecutor: <task instance's id>"."""
@@ -213,6 +224,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which DAGs to compare (all)")
     parser.add_argument("--dag", type=Path, default=DAG_FILE, help="another version of this DAG's file")
+    parser.add_argument("--preload", action="store_true", help="load the HTTP provider before the workers fork")
     parser.add_argument("--slots", type=int, default=8, help="worker slots (8)")
     parser.add_argument("--syncs", type=int, default=40, help="how many at once (40)")
     parser.add_argument("--seconds", type=float, default=60, help="how long a sync takes, give or take a half (60)")

@@ -170,10 +170,14 @@ if __name__"""
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (2, 10), reason="counts tries from 1 here")
-def test_airflow_tasks_test_starts_a_sync(airflow_home):
+@pytest.mark.parametrize("task_id, new_jobs", [("start_airbyte_sync", 1), ("wait_for_airbyte_sync", 0)])
+def test_airflow_tasks_test_runs_each_task(airflow_home, task_id, new_jobs):
     with FakeAirbyte() as airbyte:
         airbyte.add_job(age=60, duration=30)
-        fresh = {"AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0"}  # Else it has the retries of another test.
-        ended = run("airflow", "tasks", "test", DAG_ID, "start_airbyte_sync", "2026-11-01", airbyte=airbyte, **fresh)
+        environ = {
+            "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",  # Else it has the retries of another test.
+            "TASK_POLICY": json.dumps({"wait": {"endpoint": "v1/jobs/1001"}}),
+        }
+        ended = run("airflow", "tasks", "test", DAG_ID, task_id, "2026-11-01", airbyte=airbyte, **environ)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert len(airbyte.jobs) == 2, ended.stdout + ended.stderr
+    assert len(airbyte.jobs) == 1 + new_jobs, ended.stdout + ended.stderr
