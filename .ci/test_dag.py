@@ -32,7 +32,7 @@ def test_no_request_but_the_post_takes_longer_than_20_seconds_and_all_fit_into_t
 
 
 @pytest.mark.parametrize(
-    "shortest, age, least_duration, expected",
+    "shortest, age, quick_duration, expected",
     [
         pytest.param(15, 30, 250, 220, id="when it can have ended"),
         pytest.param(15, 30, 36_000, 300, id="five minutes at most"),
@@ -41,8 +41,8 @@ def test_no_request_but_the_post_takes_longer_than_20_seconds_and_all_fit_into_t
         pytest.param(600, 90_000, 0, 600, id="the user's own interval"),
     ],
 )
-def test_the_next_poke_comes_when_the_sync_can_have_ended(dag_file, shortest, age, least_duration, expected):
-    assert dag_file["seconds_to_next_poke"](shortest, age, least_duration) == expected
+def test_the_next_poke_comes_when_the_sync_can_have_ended(dag_file, shortest, age, quick_duration, expected):
+    assert dag_file["seconds_to_next_poke"](shortest, age, quick_duration) == expected
 
 
 def history(*minutes: int, **changes) -> list[dict]:
@@ -63,7 +63,7 @@ def history(*minutes: int, **changes) -> list[dict]:
     ],
 )
 def test_a_sync_is_expected_to_take_as_long_as_the_quickest_ones(dag_file, jobs, expected):
-    assert dag_file["get_least_duration"](jobs) == expected
+    assert dag_file["get_quick_duration"](jobs) == expected
 
 
 # What is sent, and when.

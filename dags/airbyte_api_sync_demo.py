@@ -9,12 +9,12 @@ until it ends, for up to 24 hours. Between two checks it holds no worker slot.
   `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection to sync, unless a run has a `connection_id`
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: of an application that you create in Airbyte under
-  *User settings → Applications*. Or `CLOUD_API_TOKEN` in place of both: a token that lives longer than the sync
+  *User settings → Applications*. Or `CLOUD_API_TOKEN`, which comes first: a token that lives longer than the sync
 
 **If a task goes wrong**, its log says what to check. (If the log looks empty on Airflow 3, expand its group *Pre
 Execute*.) Each task has seven retries, three minutes apart: put it right by then, and the run goes on by itself.
-Later, clear the failed task: the start to sync again, the wait to go on waiting for the same job. While Airbyte does
-not answer, the wait goes on without using up its retries.
+Later, clear the failed task, with *Downstream*: the start to sync again, the wait to go on waiting for the same job.
+While Airbyte does not answer, the wait goes on without using up its retries.
 
 Stopping a run does not stop the sync. To stop it, cancel it in Airbyte.
 """
@@ -32,9 +32,11 @@ except ImportError:  # HTTP provider before 4.7
     from airflow.providers.http.operators.http import SimpleHttpOperator
 try:
     from airflow.sdk import DAG, Param, Variable
-    from airflow.sdk.log import mask_secret
 except ImportError:  # Airflow 2
     from airflow.models import DAG, Param, Variable
+try:
+    from airflow.sdk.log import mask_secret
+except ImportError:  # Airflow 2
     from airflow.utils.log.secrets_masker import mask_secret
 try:
     from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
@@ -62,11 +64,12 @@ REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_AD
 # What can go wrong, and what it costs the two tasks. The retries are Airflow's own: see `default_args`.
 #
 #                                                              the start        the wait
-# NoAnswerError: Airbyte does not answer                       a retry          nothing: it checks again later
-# AirflowFailException: a malformed id, a job that failed      fails at once    fails at once
-# any other error: a refusal, a missing setting                a retry          a retry
-# Airflow's own: the worker dies, or `execution_timeout`       a retry          a retry
-# Airflow's own: the `timeout` of the wait                     -                fails at once
+# Airbyte does not answer (NoAnswerError, or requests' own)    a retry          nothing: it checks again later
+# the same when the run is older than the wait's `timeout`     a retry          a retry, so that it ends
+# a malformed id, a job that failed (AirflowFailException)     fails at once    fails at once
+# a refusal, a missing setting (any other error)               a retry          a retry
+# the worker dies, or `execution_timeout` is over              a retry          a retry
+# the job takes longer than `timeout`                          -                fails at once
 
 
 class NoAnswerError(Exception):
@@ -81,7 +84,7 @@ def get_auth_headers() -> dict:
     """Return the headers of a request, with a token. Raise RuntimeError if a setting is missing or wrong."""
     check_airflow_connection()
     token = Variable.get("CLOUD_API_TOKEN", "").strip() or request_token()
-    token = re.sub(r"[^A-Za-z0-9._~+/=-]", "", token)  # Drop what no token has, such as quotes that were pasted, too.
+    token = re.sub(r"[^A-Za-z0-9._~+/=-]", "", token)  # A token has no others (RFC 6750): these were pasted.
     mask_secret(token)
     return {**HEADERS, "Authorization": f"Bearer {token}"}
 
@@ -138,19 +141,21 @@ def get_connection_id(dag, dag_run) -> str:
 
 
 def prepare_start(context) -> None:
-    """Get a token. On a retry, follow the sync that an earlier try has started: its answer may have been lost."""
+    """Get a token. On a retry, follow the newest sync of this run: an earlier try may have started it."""
     ti, task = context["ti"], context["ti"].task
     task.headers = get_auth_headers()
     if not isinstance(task.data, str):  # The DAG has render_template_as_native_obj=True.
         task.data = json.dumps(task.data)
-    # The first try must start a sync, also after somebody has cleared the task. (Airflow's sensors find it like this.)
+    # The first try since somebody cleared the task starts a sync. It is found as Airflow's sensors find it: of a task
+    # with 7 retries that was cleared after its try 3, `max_tries` is 10, and the first try is 4.
     first_try = ti.max_tries - task.retries + 1
     if ti.try_number > first_try:
+        syncs = [job for job in list_jobs(task, json.loads(task.data)["connectionId"]) if is_sync(job)]
         run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
-        sync = find_newest_sync(task, max_age=run_age)
-        if sync:
-            task.log.info("Not starting a second sync: following job %s, which began during this run.", sync["jobId"])
-            task.method, task.endpoint, task.data = "GET", f"v1/jobs/{sync['jobId']}", None
+        if syncs and syncs[0]["age"] <= run_age:
+            job_id = syncs[0]["jobId"]
+            task.log.info("Not starting a second sync: following job %s, which began during this run.", job_id)
+            task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job_id}", None
             task.extra_options = REQUEST_OPTIONS
 
 
@@ -179,8 +184,8 @@ def prepare_poke(context) -> None:
     run_age = seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
-    task.shortest_poke_interval = task.poke_interval  # for `check_job`
-    task.poke_interval = seconds_to_next_poke(task.poke_interval, run_age)  # if Airbyte does not answer
+    task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
+    task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, run_age)  # It holds if nobody answers.
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
@@ -212,7 +217,7 @@ def check_job(response, ti) -> bool:
     try:
         jobs = list_jobs(task, job["connectionId"])
         age = next(each["age"] for each in jobs if each["jobId"] == job["jobId"])
-        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_least_duration(jobs))
+        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_quick_duration(jobs))
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
         task.log.warning(
             "Earlier syncs not known, which is harmless. Next check in %.0f s: %s", task.poke_interval, error
@@ -220,16 +225,16 @@ def check_job(response, ti) -> bool:
     return False
 
 
-def seconds_to_next_poke(shortest: float, age: float, least_duration: float = 0) -> float:
-    """Return the seconds until a sync of this age can have ended, or else a thirtieth of its age.
+def seconds_to_next_poke(shortest: float, age: float, quick_duration: float = 0) -> float:
+    """Return the seconds until a job of this age has taken as long as a quick sync. If it has, a thirtieth of its age.
 
     The result is at least `shortest`, and else at most five minutes. All arguments are in seconds.
     """
-    seconds = least_duration - age if age < least_duration else age / 30
+    seconds = quick_duration - age if age < quick_duration else age / 30
     return max(shortest, min(seconds, 5 * 60))
 
 
-def get_least_duration(jobs: list) -> float:
+def get_quick_duration(jobs: list) -> float:
     """Return the seconds that the third quickest of these syncs took. The two before it may have been exceptions."""
     succeeded = [job for job in jobs if is_sync(job) and job["status"] == "succeeded"]
     durations = [seconds_between(job["startTime"], job["lastUpdatedAt"]) for job in succeeded]
@@ -251,22 +256,16 @@ def has_ended(job: dict) -> bool:
 
 
 def list_jobs(task, connection_id: str, job_type=None) -> list:
-    """Return the newest 20 jobs of a connection, the newest first, each with its `age` in seconds, by its clock."""
+    """Return the newest 20 jobs of a connection, the newest first, each with its `age`, by Airbyte's clock."""
     query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
     response = call_airbyte(task.headers, "v1/jobs", query)
-    jobs, now = parse_or_raise(response, "data")["data"], response.headers["Date"]
+    jobs, now = parse_or_raise(response, "data")["data"], response.headers.get("Date", str(pendulum.now("UTC")))
     return [{**job, "age": seconds_between(job["startTime"], now)} for job in jobs]
-
-
-def find_newest_sync(task, max_age: float):
-    """Return the newest sync of the task's Airbyte connection if it began in the last `max_age` seconds, else None."""
-    syncs = [job for job in list_jobs(task, json.loads(task.data)["connectionId"]) if is_sync(job)]
-    return syncs[0] if syncs and syncs[0]["age"] <= max_age else None
 
 
 def find_running_job(task) -> dict:
     """Return the job of the task's Airbyte connection that has not ended. Raise RuntimeError if there is none."""
-    for job_type in (None, "refresh", "clear"):  # Before February 2026, Airbyte lists the latter two only if asked to.
+    for job_type in (None, "refresh", "clear"):  # Before February 2026, None gives syncs and resets alone.
         for job in list_jobs(task, json.loads(task.data)["connectionId"], job_type):
             if not has_ended(job):
                 return job
@@ -280,6 +279,7 @@ def find_page(task, job: dict, response) -> str:
         workspace_id = call_airbyte(task.headers, f"v1/{connection}").json()["workspaceId"]
     except Exception:  # noqa: BLE001 Whatever happens here, the user must learn how the job has ended.
         return "see the connection's timeline in Airbyte."
+    # https://api.airbyte.com/v1/… becomes https://cloud.airbyte.com. Self-managed, /api/public/v1/… goes.
     ui = response.url.partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
     ui = ui.replace("//host.docker.internal", "//localhost")
     return f"{ui}/workspaces/{workspace_id}/{connection}/timeline?openLogs=true&jobId={job['jobId']}"
@@ -318,7 +318,7 @@ def parse_or_raise(response, required_key: str, advice: str = "") -> dict:
     message = f"Airbyte answered {request.method} {request.url} with {status}."
     # An answer below 300 may hold a token: do not quote it.
     said = f"The answer: {quote(response)}" if status >= 300 else f"The answer has no {required_key}."
-    # While its own database is down, Airbyte answers 401 "internal error" (SecurityAwareCurrentUserService).
+    # While its own database is down, Airbyte refuses with "internal error" (SecurityAwareCurrentUserService).
     if status in (408, 429) or status >= 500 or "internal error" in response.text:
         raise NoAnswerError(f"{message} It is busy or in trouble. {said}")
     if status < 400 or not isinstance(answer, dict):  # Airbyte refuses with a JSON object. This is somebody else.
@@ -350,8 +350,8 @@ def seconds_between(start: str, end: str) -> float:
 
 
 # What you change here needs no change above, if you leave `mode`, `silent_fail`, `extra_options` and the functions as
-# they are. For another pair of these tasks, give the start a connection id of its own:
-# data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
+# they are. A task before the start may let its retry follow a sync that began before that task ended. For another pair
+# of tasks, give its start a connection id: data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
