@@ -98,9 +98,10 @@ def check_airflow_connection() -> None:
     host = connection.host or ""
     if connection.conn_type != "http":
         raise RuntimeError(f"Set the type of the Airflow connection {AIRFLOW_CONNECTION} to HTTP, even for https.")
-    has_scheme = "://" in host or connection.schema  # Without one, the hook would take http.
-    if "@" in host or not has_scheme:
-        raise RuntimeError(f"Write the host with https:// in front, and without a login. {HOST_ADVICE}")
+    if "@" in host:  # The login would show in messages.
+        raise RuntimeError(f"Remove the login from the host of the Airflow connection {AIRFLOW_CONNECTION}.")
+    if "://" not in host and not connection.schema:  # The hook would send the secrets by http.
+        raise RuntimeError(f"Begin the host with https:// (or http://, if Airbyte has no TLS). {HOST_ADVICE}")
 
 
 def request_token() -> str:
