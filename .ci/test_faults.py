@@ -114,7 +114,7 @@ def test_says_which_constant_to_raise_if_airbyte_answers_later_still(scenario, o
 
 JOB = {"jobId": 1001, "jobType": "sync", "status": "running", "connectionId": CONNECTION_ID}  # and no startTime
 ODD = [("list_jobs", odd) for odd in (*OF_EACH_KIND, Fault(body='{"data": [{}]}'), Fault(body='{"data": 1}'))]
-ODD += [("get_job", Fault(body=json.dumps({**JOB, "jobId": 5})))]
+ODD += [("get_job", Fault(body=json.dumps({**JOB, **odd}))) for odd in ({}, {"startTime": "soon"}, {"startTime": 5})]
 
 
 @pytest.mark.parametrize("operation, odd", ODD, ids=str)

@@ -43,7 +43,7 @@ try:
 except ImportError:  # Airflow before 3.2
     from airflow.exceptions import AirflowFailException, AirflowRescheduleException
 
-# ruff: noqa: AIR001, AIR311 (the tutorial's names, and the imports of Airflow 2)
+# ruff: noqa: AIR001 (the tutorial's names)
 
 # Settings
 
@@ -65,10 +65,10 @@ REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_AD
 #
 #                                                              the start        the wait
 # Airbyte does not answer (NoAnswerError, or requests' own)    a retry          nothing: it checks again later
-# the same when the run is older than the wait's `timeout`     a retry          a retry, so that it ends
-# a malformed id, a job that failed (AirflowFailException)     fails at once    fails at once
-# a refusal, a missing setting (any other error)               a retry          a retry
+# Airbyte gives no token, and the run is older than `timeout`  a retry          a retry
+# Airbyte refuses, or a setting is missing (any other error)   a retry          a retry
 # the worker dies, or `execution_timeout` is over              a retry          a retry
+# a malformed id, a job that failed (AirflowFailException)     fails at once    fails at once
 # the job takes longer than `timeout`                          -                fails at once
 
 
@@ -84,7 +84,7 @@ def get_auth_headers() -> dict:
     """Return the headers of a request, with a token. Raise RuntimeError if a setting is missing or wrong."""
     check_airflow_connection()
     token = Variable.get("CLOUD_API_TOKEN", "").strip() or request_token()
-    token = re.sub(r"[^A-Za-z0-9._~+/=-]", "", token)  # A token has no others (RFC 6750): these were pasted.
+    token = re.sub(r"^Bearer |[^A-Za-z0-9._~+/=-]", "", token)  # What is no part of a token (RFC 6750) was pasted.
     mask_secret(token)
     return {**HEADERS, "Authorization": f"Bearer {token}"}
 
@@ -111,8 +111,8 @@ def request_token() -> str:
     if not (client_id and client_secret):  # They may be set, but Airflow hides the errors of a secrets backend.
         raise RuntimeError("Set the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRET, or CLOUD_API_TOKEN.")
     # Airbyte writes "grant-type" with a hyphen.
-    client = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
-    response = call_airbyte(HEADERS, "v1/applications/token", json.dumps(client), method="POST")
+    credentials = {"client_id": client_id, "client_secret": client_secret, "grant-type": "client_credentials"}
+    response = call_airbyte(HEADERS, "v1/applications/token", json.dumps(credentials), method="POST")
     return parse_or_raise(response, "access_token", CLIENT_ADVICE)["access_token"]
 
 
@@ -186,7 +186,7 @@ def prepare_poke(context) -> None:
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
-    task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, run_age)  # It holds if nobody answers.
+    task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, run_age)  # The sensor's, without an answer.
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
@@ -217,7 +217,7 @@ def check_job(response, ti) -> bool:
         raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(task, job, response)}")
     try:
         jobs = list_jobs(task, job["connectionId"])
-        age = next(each["age"] for each in jobs if each["jobId"] == job["jobId"])
+        age = seconds_between(job["startTime"], response.headers["Date"])
         task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_quick_duration(jobs))
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
         task.log.warning(
@@ -260,7 +260,8 @@ def list_jobs(task, connection_id: str, job_type=None) -> list:
     """Return the newest 20 jobs of a connection, the newest first, each with its `age`, by Airbyte's clock."""
     query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
     response = call_airbyte(task.headers, "v1/jobs", query)
-    jobs, now = parse_or_raise(response, "data")["data"], response.headers.get("Date", str(pendulum.now("UTC")))
+    jobs = parse_or_raise(response, "data")["data"]
+    now = response.headers.get("Date") or str(pendulum.now("UTC"))
     return [{**job, "age": seconds_between(job["startTime"], now)} for job in jobs]
 
 
@@ -350,9 +351,10 @@ def seconds_between(start: str, end: str) -> float:
     return (pendulum.parse(end, strict=False) - pendulum.parse(start)).total_seconds()
 
 
-# What you change here needs no change above, if you leave `mode`, `silent_fail`, `extra_options` and the functions as
-# they are. A task before the start may let its retry follow a sync that began before that task ended. For another pair
-# of tasks, give its start a connection id: data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
+# You may change the arguments below without changing the code above, except for `deferrable`, `mode`, `silent_fail`,
+# `extra_options` and the functions. The docstring repeats some numbers. Further pairs of the two tasks work, too, if
+# each start has its own data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"}).
+# If a task runs before the start, a retry of the start may follow a sync that began before that task ended.
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
@@ -361,11 +363,11 @@ with DAG(
     catchup=False,
     max_active_runs=256,  # Waiting runs count, too. Airflow's default is 16; two CPU cores carry 256 one-hour syncs.
     tags=["airbyte"],
-    params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},
+    params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={
         "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
-        "retries": 7,  # within 21 minutes
+        "retries": 7,  # within 21 minutes. Do not lower it while a run retries: the retry would look like a first try.
         "retry_delay": pendulum.duration(minutes=3),
     },
 ) as dag:
