@@ -169,7 +169,7 @@ def test_the_same_connection_twice_is_an_import_error(tmp_path):
     with FakeAirbyte(statuses=CONNECTIONS) as airbyte:
         states, log = run(tmp_path, several_connections(*IDS[:2], IDS[0]), airbyte)
     assert (states, airbyte.requests) == ({}, [])
-    assert "The same connection id is there twice" in log
+    assert "A connection id occurs twice" in log
 
 
 @needs_try_count

@@ -361,13 +361,13 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=256,  # Waiting runs count, too. Airflow's default is 16; two CPU cores carry 256 one-hour syncs.
+    max_active_runs=256,  # Waiting runs count, too, and Airflow's default is 16. Two CPU cores carry 256 one-hour syncs.
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={
         "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
-        "retries": 7,  # within 21 minutes. Do not lower it while a run retries: the retry would look like a first try.
+        "retries": 7,  # spread over 21 minutes. Do not lower it while a run retries: the retry would look like a first try.
         "retry_delay": pendulum.duration(minutes=3),
     },
 ) as dag:
@@ -376,7 +376,7 @@ with DAG(
         http_conn_id=AIRFLOW_CONNECTION,
         endpoint="v1/jobs",
         data='{"connectionId": "{{ get_connection_id(dag, dag_run) }}", "jobType": "sync"}',
-        extra_options={**REQUEST_OPTIONS, "timeout": 180},  # Airbyte can take two minutes to answer.
+        extra_options={**REQUEST_OPTIONS, "timeout": 180},  # Airbyte can take more than two minutes to answer.
         pre_execute=prepare_start,
         response_filter=get_job_id,
         execution_timeout=pendulum.duration(minutes=10),  # Ends a request that hangs, which uses a retry.
@@ -393,7 +393,7 @@ with DAG(
         mode="reschedule",  # Required: between two pokes it holds no worker slot, and each poke has a new token.
         poke_interval=15,  # the shortest: see `seconds_to_next_poke`
         timeout=24 * 60 * 60,
-        silent_fail=True,  # If a request gets no answer, log it and poke again. `check_job` turns it off.
+        silent_fail=True,  # If a request gets no answer, log it and poke again. `check_job` turns this off.
     )
 
     trigger_sync >> wait_for_sync_to_complete
