@@ -361,13 +361,13 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2023, 3, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=256,  # Waiting runs count, too, and Airflow's default is 16. Two CPU cores carry 256 one-hour syncs.
+    max_active_runs=256,  # Runs that wait count, and Airflow's default is 16. Two CPU cores carry 256 one-hour syncs.
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={
         "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
-        "retries": 7,  # spread over 21 minutes. Do not lower it while a run retries: the retry would look like a first try.
+        "retries": 7,  # spread over 21 minutes. Lowered while a run retries, a retry may look like a first try.
         "retry_delay": pendulum.duration(minutes=3),
     },
 ) as dag:
