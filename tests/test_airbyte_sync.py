@@ -74,8 +74,9 @@ def test_syncs_the_connection_of_the_run_or_else_of_the_variable(run_dag, monkey
     assert [job.connection_id for job in airbyte.jobs] == [synced]
 
 
-def test_gets_a_new_token_for_the_start_and_for_every_poke(scenario):
-    _, airbyte = scenario(statuses=("running", "running", "succeeded"))
+@pytest.mark.parametrize("static_token", [None, " \n"], ids=["none", "a blank one"])
+def test_gets_a_new_token_for_the_start_and_for_every_poke(scenario, static_token):
+    _, airbyte = scenario(statuses=("running", "running", "succeeded"), run={"variables": {TOKEN: static_token}})
     used = {request.headers["authorization"] for request in airbyte.requests if request.operation != "create_token"}
     assert len(used) == len(airbyte.tokens) == 4
 
