@@ -141,11 +141,14 @@ def test_a_body_that_drips_ends_with_the_execution_timeout(scenario):
     assert 3 < pokes[1].time - pokes[0].time < 15
 
 
-def test_after_a_poke_that_goes_wrong_the_next_one_comes_later_the_older_the_run(scenario):
-    _, airbyte = scenario(faults={"get_job": [Fault(503)]}, run={"age": 180})
-    first, second, third = (poke.time for poke in airbyte.requests_of("get_job"))
-    assert 5 < second - first < 12
-    assert third - second < 5, "and at the shortest interval once it goes well"
+@pytest.mark.parametrize("operation, earlier", [("get_job", 0), ("create_token", 1)])
+@pytest.mark.parametrize("trouble", [Fault(503), CLOSED], ids=str)
+def test_an_airbyte_that_does_not_answer_is_asked_less_often(scenario, operation, earlier, trouble):
+    run = {"policy": {WAIT: {"poke_interval": 1}}}
+    _, airbyte = scenario(faults={operation: [*[None] * earlier, trouble]}, run=run)
+    first, second, third = (token.time for token in airbyte.requests_of("create_token")[1:])
+    assert second - first > 8
+    assert third - second < 6, "and at the shortest interval once it goes well"
 
 
 @needs_try_count

@@ -82,7 +82,8 @@ ROLES = {START: "start_airbyte_sync", WAIT: "wait_for_airbyte_sync"}
 TASKS = [f"{group}.{task}" for group in ("orders", "customers", "stock") for task in ROLES.values()]
 SUCCESS = dict.fromkeys([*TASKS, "transform"], "success")
 LOST = Fault(no_answer="closed", carried_out=True)
-HEAD, DAG_BLOCK, END = re.split(r"(?ms)^(with DAG\(.*?>> wait_for_sync_to_complete\n)", DAG_FILE.read_text())
+DAG_PART = r"(?ms)^(# You may change the arguments below.*?>> wait_for_sync_to_complete\n)"
+HEAD, DAG_BLOCK, END = re.split(DAG_PART, DAG_FILE.read_text())
 
 
 def recipe(words: str) -> str:
@@ -165,11 +166,14 @@ def test_several_connections_side_by_side_and_then_a_task_after_them(tmp_path, f
     assert operations[:3] == ["create_job"] * 3, "side by side"
 
 
-def test_the_same_connection_twice_is_an_import_error(tmp_path):
+@pytest.mark.parametrize(
+    "third, says", [(IDS[0], "A connection id occurs twice"), ("<id>", "A connection id is malformed")]
+)
+def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
     with FakeAirbyte(statuses=CONNECTIONS) as airbyte:
-        states, log = run(tmp_path, several_connections(*IDS[:2], IDS[0]), airbyte)
+        states, log = run(tmp_path, several_connections(*IDS[:2], third), airbyte)
     assert (states, airbyte.requests) == ({}, [])
-    assert "A connection id occurs twice" in log
+    assert says in log
 
 
 @needs_try_count

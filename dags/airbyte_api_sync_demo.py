@@ -20,6 +20,7 @@ Stopping a run does not stop the sync. To stop it, cancel it in Airbyte.
 """
 
 import json
+import random
 import re
 
 import pendulum
@@ -49,6 +50,7 @@ except ImportError:  # Airflow before 3.2
 
 AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
+UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # the form of a connection id
 REQUEST_TIMEOUT = (5, 15)  # seconds to connect, and to wait for an answer: short, because both hold a worker slot
 # Airflow's hook shall hand over every answer, whatever its status: `parse_or_raise` judges it.
 REQUEST_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": REQUEST_TIMEOUT}
@@ -132,7 +134,7 @@ def get_connection_id(dag, dag_run) -> str:
     value = (conf.get("connection_id") or dag.params.get("connection_id") or "").strip()
     source = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    if re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
+    if re.fullmatch(UUID, value):
         return value
     advice = f"Set the {source} to the UUID in the URL of the Airbyte connection."
     if not value:  # It may be set, but Airflow hides the errors of a secrets backend.
@@ -186,7 +188,9 @@ def prepare_poke(context) -> None:
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
-    task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, run_age)  # The sensor's, without an answer.
+    # If Airbyte does not answer, ask less often (every 2 to 4 minutes), and not in all runs at once: each request may
+    # hold a worker slot for REQUEST_TIMEOUT.
+    task.poke_interval = max(task.poke_interval, min(task.poke_interval * random.uniform(8, 16), 5 * 60))
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
