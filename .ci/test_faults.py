@@ -118,7 +118,7 @@ ODD += [("get_job", Fault(body=json.dumps({**JOB, **odd}))) for odd in ({}, {"st
 
 
 @pytest.mark.parametrize("operation, odd", ODD, ids=str)
-def test_pokes_at_the_shortest_interval_if_the_earlier_syncs_or_the_start_are_not_known(scenario, operation, odd):
+def test_goes_on_if_the_earlier_syncs_or_the_start_are_not_known(scenario, operation, odd):
     result, _ = scenario(faults={operation: [odd]}, says="Earlier syncs not known")
     assert "poke failed" not in result.log, "a line, and no traceback"
 
