@@ -200,7 +200,7 @@ def test_fails_with_a_link_if_the_job_has_failed(scenario, status, base_path):
 
 @needs_try_count
 def test_the_wait_has_an_end(scenario):
-    short = {WAIT: {"timeout": 5, "poke_interval": 1}}
+    short = {WAIT: {"timeout": 5, "poke_interval": 0.2}}
     trouble, says = {"get_job": [None, Fault(503), None, Fault(503)]}, "Sensor has timed out"
     statuses = ("running",) * FOR_EVER
     _, airbyte = scenario(faults=trouble, statuses=statuses, ends=WAIT_FAILS, says=says, run={"policy": short})
