@@ -114,13 +114,18 @@ def test_the_file_runs_by_itself_and_says_at_once_what_is_wrong(airflow_home, se
 # What people add to the DAG, or change.
 
 
+def run_text(folder, airbyte, text: str, **environ: str) -> subprocess.CompletedProcess:
+    """Run this text as the DAG file, in this folder."""
+    file = folder / DAG_FILE.name
+    file.write_text(text)
+    return run(sys.executable, file, airbyte=airbyte, AIRFLOW__CORE__DAGS_FOLDER=str(folder), **environ)
+
+
 def run_changed(folder, airbyte, old: str, new: str, **environ: str) -> subprocess.CompletedProcess:
     """Run the DAG file with a change, in this folder."""
     text = DAG_FILE.read_text()
     assert old in text
-    file = folder / DAG_FILE.name
-    file.write_text(text.replace(old, new))
-    return run(sys.executable, file, airbyte=airbyte, AIRFLOW__CORE__DAGS_FOLDER=str(folder), **environ)
+    return run_text(folder, airbyte, text.replace(old, new), **environ)
 
 
 def test_works_where_templates_are_rendered_as_native_objects(airflow_home, tmp_path):
@@ -143,10 +148,7 @@ def test_works_in_a_mapped_group(airflow_home, tmp_path):
         endpoints = "endpoint=trigger_sync.output.map(lambda job_id: f'v1/jobs/{job_id}')"
         text = re.sub(r"(silent_fail=True,.*\n    \))", rf"\1.expand({endpoints})", text)
         text = re.sub(r" +trigger_sync.retries = 0.*\n", "", text)  # Airflow 2.7 cannot set it on a mapped task.
-        (tmp_path / DAG_FILE.name).write_text(text)
-        fast = json.dumps({"wait": {"poke_interval": 1}})
-        environ = {"AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path), "TASK_POLICY": fast}
-        ended = run(sys.executable, tmp_path / DAG_FILE.name, airbyte=airbyte, **environ)
+        ended = run_text(tmp_path, airbyte, text, TASK_POLICY=json.dumps({"wait": {"poke_interval": 1}}))
     log = ended.stdout + ended.stderr
     assert ended.returncode == 0, log
     assert sorted(job.connection_id for job in airbyte.jobs) == sorted(TWO)

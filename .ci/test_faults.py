@@ -226,7 +226,7 @@ def test_one_sync_although_its_answer_is_lost(scenario, fault):
         pytest.param({"list_jobs": [CLOSED, Fault(403), JOBS_END]}, {}, id="the look-up goes wrong"),
         pytest.param(
             {"get_job": [Fault(403), Fault(409)]},
-            {"says": f"/v1/jobs/1001 with 409. {CHECK_ACTIVE}", "start_retries": 3},
+            {"says": f"/v1/jobs/1001 with 409. {CHECK_ACTIVE}"},
             id="its job is refused",
             marks=pytest.mark.airflow_3_0,
         ),

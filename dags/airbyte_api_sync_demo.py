@@ -230,7 +230,7 @@ def check_job(response, ti) -> bool:
     return False
 
 
-def seconds_to_next_poke(shortest: float, age: float, quick_duration: float = 0) -> float:
+def seconds_to_next_poke(shortest: float, age: float, quick_duration: float) -> float:
     """Return the seconds until a job of this age has taken as long as a quick sync. If it has, a thirtieth of its age.
 
     The result is at least `shortest`, and else at most five minutes. All arguments are in seconds.
