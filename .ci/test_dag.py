@@ -37,12 +37,16 @@ def test_no_request_but_the_post_takes_longer_than_20_seconds_and_all_fit_into_t
         pytest.param(15, 30, 250, 220, id="when it can have ended"),
         pytest.param(15, 30, 36_000, 300, id="five minutes at most"),
         pytest.param(15, 600, 602, 15, id="nearly ended"),
-        pytest.param(15, 1500, 100, 50, id="a thirtieth of its age"),
         pytest.param(600, 90_000, 0, 600, id="the user's own interval"),
     ],
 )
 def test_the_next_poke_comes_when_the_sync_can_have_ended(dag_file, shortest, age, quick_duration, expected):
     assert dag_file["seconds_to_next_poke"](shortest, age, quick_duration) == expected
+
+
+def test_runs_that_wait_together_do_not_poke_together(dag_file):
+    seconds = [dag_file["seconds_to_next_poke"](15, 1500, 100) for _ in range(100)]
+    assert 1500 / 35 <= min(seconds) < 1500 / 30 < max(seconds) <= 1500 / 25
 
 
 def history(*minutes: int, **changes) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 
 import pytest
 from proved_deployment import AIRFLOW_3, SHORT_DELAYS, ProvedDeployment, sender
@@ -116,6 +117,7 @@ def test_no_secret_is_kept_anywhere_but_in_the_variables(deployment, airbyte):
 def test_a_token_in_an_answer_is_masked_in_the_log(deployment, airbyte):
     """The last test: Airflow 3 also copies the line, unmasked, to the scheduler's output."""
     job = {"jobId": 1001, "status": "running", "jobType": "sync", "connectionId": CONNECTION_ID}
+    job["startTime"] = datetime.now(timezone.utc).isoformat()
     airbyte.faults["get_job"] = [Fault(body=json.dumps({**job, "quoted": "{authorization}"}))]
     run_id = deployment.trigger()
     assert deployment.end_of(run_id) == "success"

@@ -221,8 +221,8 @@ def check_job(response, ti) -> bool:
         raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(task, job, response)}")
     try:
         jobs = list_jobs(task, job["connectionId"])
-        age = seconds_between(job["startTime"], response.headers["Date"])
-        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, age, get_quick_duration(jobs))
+        quick_duration = get_quick_duration(jobs)
+        task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, get_age(job, response), quick_duration)
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
         task.log.warning(
             "Earlier syncs not known, which is harmless. Next check in %.0f s: %s", task.poke_interval, error
@@ -235,7 +235,10 @@ def seconds_to_next_poke(shortest: float, age: float, quick_duration: float) -> 
 
     The result is at least `shortest`, and else at most five minutes. All arguments are in seconds.
     """
-    seconds = quick_duration - age if age < quick_duration else age / 30
+    if age < quick_duration:
+        seconds = quick_duration - age
+    else:  # a thirtieth, more or less: runs that began together shall not check together for good
+        seconds = age / random.uniform(25, 35)
     return max(shortest, min(seconds, 5 * 60))
 
 
@@ -260,13 +263,17 @@ def has_ended(job: dict) -> bool:
     return job["status"] in ("succeeded", "failed", "cancelled")
 
 
+def get_age(job: dict, response) -> float:
+    """Return the seconds since a job began, by the clock of Airbyte's answer if it has one."""
+    return seconds_between(job["startTime"], response.headers.get("Date") or str(pendulum.now("UTC")))
+
+
 def list_jobs(task, connection_id: str, job_type=None) -> list:
-    """Return the newest 20 jobs of a connection, the newest first, each with its `age`, by Airbyte's clock."""
+    """Return the newest 20 jobs of a connection, the newest first, each with its `age`."""
     query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
     response = call_airbyte(task.headers, "v1/jobs", query)
     jobs = parse_or_raise(response, "data")["data"]
-    now = response.headers.get("Date") or str(pendulum.now("UTC"))
-    return [{**job, "age": seconds_between(job["startTime"], now)} for job in jobs]
+    return [{**job, "age": get_age(job, response)} for job in jobs]
 
 
 def find_running_job(task) -> dict:
