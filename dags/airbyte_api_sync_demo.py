@@ -9,10 +9,10 @@ until it ends, for up to 24 hours. Between two checks it holds no worker slot.
   `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection to sync, unless a run has a `connection_id`
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: of an application that you create in Airbyte under
-  *User settings → Applications*. Or `CLOUD_API_TOKEN`, which comes first: a token that lives longer than the sync
+  *User settings → Applications*. Or, in place of both, `CLOUD_API_TOKEN`: a token that lives longer than the sync
 
 **If a task goes wrong**, its log says what to check. (If the log looks empty on Airflow 3, expand its group *Pre
-Execute*.) Each task has seven retries, three minutes apart: put it right by then, and the run goes on by itself.
+Execute*.) Most errors are retried, seven times in 21 minutes: put them right by then, and the run goes on by itself.
 Later, clear the failed task, with *Downstream*: the start to sync again, the wait to go on waiting for the same job.
 While Airbyte does not answer, the wait goes on without using up its retries.
 
@@ -86,7 +86,8 @@ def get_auth_headers() -> dict:
     """Return the headers of a request, with a token. Raise RuntimeError if a setting is missing or wrong."""
     check_airflow_connection()
     token = Variable.get("CLOUD_API_TOKEN", "").strip() or request_token()
-    token = re.sub(r"^Bearer |[^A-Za-z0-9._~+/=-]", "", token)  # What is no part of a token (RFC 6750) was pasted.
+    token = re.sub("^Bearer ", "", token)
+    token = re.sub("[^A-Za-z0-9._~+/=-]", "", token)  # Only these occur in a token (RFC 6750). Others were pasted.
     mask_secret(token)
     return {**HEADERS, "Authorization": f"Bearer {token}"}
 
@@ -190,7 +191,8 @@ def prepare_poke(context) -> None:
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
     # If Airbyte does not answer, ask less often (every 2 to 4 minutes), and not in all runs at once: each request may
     # hold a worker slot for REQUEST_TIMEOUT.
-    task.poke_interval = max(task.poke_interval, min(task.poke_interval * random.uniform(8, 16), 5 * 60))
+    longest = min(16 * task.poke_interval, 4 * 60)
+    task.poke_interval = max(task.poke_interval, longest * random.uniform(0.5, 1))
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
@@ -198,7 +200,7 @@ def prepare_poke(context) -> None:
             raise NoAnswerError(f"Timeout. The sync may go on: clear this task to wait for it again. {error}") from None
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info("Checking the job. Without an answer in REQUEST_TIMEOUT, next check in %.0f s.", task.poke_interval)
+    task.log.info("Checking the job. If no answer comes in REQUEST_TIMEOUT, next check in %.0f s.", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:
@@ -330,7 +332,7 @@ def parse_or_raise(response, required_key: str, advice: str = "") -> dict:
         return answer
     message = f"Airbyte answered {request.method} {request.url} with {status}."
     # An answer below 300 may hold a token: do not quote it.
-    said = f"The answer: {quote(response)}" if status >= 300 else f"The answer has no {required_key}."
+    said = f"The answer: {redact(response)}" if status >= 300 else f"The answer has no {required_key}."
     # While its own database is down, Airbyte refuses with "internal error" (SecurityAwareCurrentUserService).
     if status in (408, 429) or status >= 500 or "internal error" in response.text:
         raise NoAnswerError(f"{message} It is busy or in trouble. {said}")
@@ -339,7 +341,7 @@ def parse_or_raise(response, required_key: str, advice: str = "") -> dict:
     raise RuntimeError(f"{message} {advice or REFUSAL_ADVICE.get(status, 'Airbyte gives the reason.')} {said}")
 
 
-def quote(response) -> str:
+def redact(response) -> str:
     """Return what an answer says, and where a redirect points, without the credentials that it may repeat."""
     said = f"{response.headers.get('Location', '')} {response.text}".strip()
     sent = json.loads(response.request.body or "{}")
@@ -365,7 +367,8 @@ def seconds_between(start: str, end: str) -> float:
 # You may change the arguments below without changing the code above, except for `deferrable`, `mode`, `silent_fail`,
 # `extra_options` and the functions. The docstring repeats some numbers. Further pairs of the two tasks work, too, if
 # each start has its own data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"}).
-# If a task runs before the start, a retry of the start may follow a sync that began before that task ended.
+# A retry of the start follows any sync that began during the run. If a task runs before the start, that may be a sync
+# from before that task ended. If the start was cleared while the run went on, it may be the sync from before.
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
