@@ -15,7 +15,8 @@ from sandbox.fake_airbyte import (
     THIRD_CONNECTION_ID,
     Fault,
 )
-from sandbox.throwaway_airflow import DAG_ID, files_in, leaks
+from sandbox.throwaway_airflow import DAG_FILE, DAG_ID, files_in, leaks
+from test_readme import with_alerts
 
 START, WAIT = "start_airbyte_sync", "wait_for_airbyte_sync"
 STALE_TOKEN = "a-token-that-has-grown-stale"
@@ -32,9 +33,12 @@ def deployment(airbyte, tmp_path_factory):
         "AIRFLOW__CORE__PARALLELISM": "1",
         "AIRFLOW__CORE__SENSITIVE_VAR_CONN_NAMES": "client_id",  # Else the API shows that Variable as it is.
     }
-    with (folder / "out.log").open("w") as out, ProvedDeployment(folder, environ, out) as deployment:
-        deployment.configure(airbyte.url)
-        yield deployment
+    with (folder / "out.log").open("w") as out:
+        deployment = ProvedDeployment(folder, environ, out)
+        (folder / "dags" / DAG_FILE.name).write_text(with_alerts())
+        with deployment:
+            deployment.configure(airbyte.url)
+            yield deployment
 
 
 def test_the_dag_appears_without_a_warning(deployment):
@@ -70,6 +74,18 @@ def test_a_killed_task_neither_loses_nor_doubles_the_sync(deployment, airbyte, o
     sender(deployment.wait_for_request(airbyte, operation)).kill()
     assert deployment.end_of(run_id) == "success"
     assert len(airbyte.jobs) == 1
+
+
+def test_an_alert_comes_for_a_task_that_airflow_has_lost(deployment, airbyte):
+    airbyte.job_seconds = 0
+    airbyte.faults["create_job"] = [Fault(no_answer="silent", carried_out=True)]
+    run_id = deployment.trigger()
+    task = sender(deployment.wait_for_request(airbyte, "create_job"))
+    for process in (task.parent(), task):  # With its supervisor, nobody is left to report the end.
+        process.kill()
+    assert deployment.end_of(run_id, 180) == "success"
+    printed = f"{START} {None if AIRFLOW_3 else ''}".encode()
+    assert any(printed in content for content in files_in(deployment.airflow_home).values())
 
 
 def test_the_wait_survives_a_killed_scheduler(deployment, airbyte, endless):

@@ -24,9 +24,10 @@ NO_VALUES = json.dumps({"token": "under-another-name", **dict.fromkeys(("access_
 NOT_AN_ANSWER = ["<!doctype html><p>Sign in, \udcfcbrigens in Latin-1", "[]", "", NO_VALUES]
 SILENCE = Fault(no_answer="silent")
 BUSY = [Fault(status) for status in (408, 429, 500, 502, 503, 504)]
-REFUSALS = [Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422)]
+GATEWAYS_401 = Fault(401, "<!doctype html><p>Unauthorized")
+REFUSALS = [GATEWAYS_401, *(Fault(status, "{}") for status in (400, 401, 402, 403, 404, 422))]
 SOMEBODY_ELSE = [Fault(302), Fault(405), NOBODY_THERE, *(Fault(body=body) for body in NOT_AN_ANSWER)]
-OF_EACH_KIND = [Fault(403), Fault(503), *SOMEBODY_ELSE, CLOSED]
+OF_EACH_KIND = [Fault(403), GATEWAYS_401, Fault(503), *SOMEBODY_ELSE, CLOSED]
 ANY_FAULT = [*BUSY, *REFUSALS, Fault(409), *SOMEBODY_ELSE, DATABASE_DOWN, CLOSED, SILENCE]
 
 
@@ -45,7 +46,7 @@ ADVICE = {
     **dict.fromkeys([*BUSY, DATABASE_DOWN], "It is busy or in trouble."),
     **dict.fromkeys(SOMEBODY_ELSE, CHECK_HOST),
     **dict.fromkeys([Fault(status, "{}") for status in (400, 402, 422)], "Airbyte gives the reason. The answer: {}"),
-    Fault(401, "{}"): f"with 401. {CHECK_TOKEN}",
+    **dict.fromkeys([GATEWAYS_401, Fault(401, "{}")], f"with 401. {CHECK_TOKEN}"),
     **dict.fromkeys([Fault(403), Fault(403, "{}")], CHECK_ID),
     Fault(404, "{}"): CHECK_HOST,
     Fault(409): CHECK_ACTIVE,
@@ -119,7 +120,7 @@ ODD += [("get_job", Fault(body=json.dumps({**JOB, **odd}))) for odd in ({}, {"st
 
 @pytest.mark.parametrize("operation, odd", ODD, ids=str)
 def test_goes_on_if_the_earlier_syncs_or_the_start_are_not_known(scenario, operation, odd):
-    result, _ = scenario(faults={operation: [odd]}, says="Earlier syncs not known")
+    result, _ = scenario(faults={operation: [odd]}, says="Earlier syncs not known, which is harmless")
     assert "poke failed" not in result.log, "a line, and no traceback"
 
 
@@ -155,7 +156,7 @@ def test_an_airbyte_that_does_not_answer_is_asked_less_often(scenario, operation
 @pytest.mark.parametrize(
     "faults, says",
     [
-        pytest.param({"create_token": [None, *[Fault(503)] * 3]}, "Timeout. The sync may go on: clear", id="no token"),
+        pytest.param({"create_token": [None, *[Fault(503)] * 3]}, "The run is older than `timeout`", id="no token"),
         pytest.param({"get_job": [Fault(403), *[Fault(503)] * FOR_EVER]}, "timed out", id="no job"),
     ],
 )
@@ -401,13 +402,10 @@ def test_faults_at_random(run_dag, seed):
 
     syncs = [job for job in airbyte.jobs[len(existing_jobs) :] if job.type not in NO_SYNCS]
     assert len(syncs) <= 1, f"a sync was started twice: {schedule}"
-    if result.job_id is None:  # refused for the sixth time
-        assert result.tasks == START_FAILS, schedule
-        return
     (followed,) = [job for job in airbyte.jobs if job.id == result.job_id]
     assert followed.type not in NO_SYNCS, schedule
     if result.state == "success":
         assert followed.statuses[-1] == "succeeded" == result.job["status"], schedule
-    else:  # ended, or refused for the sixth time
+    else:
         assert result.tasks == WAIT_FAILS, schedule
-        assert f"Airbyte job {followed.id} {followed.statuses[-1]}: " in result.log or result.tries[WAIT] > 5, schedule
+        assert f"Airbyte job {followed.id} {followed.statuses[-1]}: " in result.log, schedule

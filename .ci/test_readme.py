@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -176,17 +175,14 @@ def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
     assert says in log
 
 
+def with_alerts() -> str:
+    """Return the DAG file with the page's alerts."""
+    return f"{HEAD}{recipe('def alert')}\n\n{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
+
+
 @needs_try_count
 def test_an_alert_comes_at_each_refusal(tmp_path):
-    file = f"{HEAD}{recipe('def alert')}\n\n{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
     with FakeAirbyte({"create_job": [Fault(403)] * 9}) as airbyte:
-        states, log = run(tmp_path, file, airbyte, "airbyte_api_sync_demo")
+        states, log = run(tmp_path, with_alerts(), airbyte, "airbyte_api_sync_demo")
     assert states == {ROLES[START]: "failed", ROLES[WAIT]: "upstream_failed"}, log
     assert log.count("start_airbyte_sync Airbyte answered POST") == 8, log
-
-
-def test_an_alert_comes_where_the_scheduler_reports_a_lost_task(capsys):
-    """On Airflow 3, the context of such a callback has no exception."""
-    exec(recipe("def alert"), namespace := {})
-    namespace["ALERTS"]["on_failure_callback"]({"ti": SimpleNamespace(task_id="start_airbyte_sync")})
-    assert "start_airbyte_sync None" in capsys.readouterr().out

@@ -9,7 +9,7 @@ until it ends, for up to 24 hours. Between two checks it holds no worker slot.
   `https://<your host>/api/public`)
 - Variable `MY_EXAMPLE_CONNECTION_ID`: the id of the Airbyte connection to sync, unless a run has a `connection_id`
 - Variables `AIRBYTE_CLIENT_ID` and `AIRBYTE_CLIENT_SECRET`: of an application that you create in Airbyte under
-  *User settings → Applications*. Or, in place of both, `CLOUD_API_TOKEN`: a token that lives longer than the sync
+  *User settings → Applications*. Or `CLOUD_API_TOKEN`, used first if it is set: a token that lives longer than the sync
 
 **If a task goes wrong**, its log says what to check. (If the log looks empty on Airflow 3, expand its group *Pre
 Execute*.) Most errors are retried, seven times in 21 minutes: put them right by then, and the run goes on by itself.
@@ -50,7 +50,7 @@ except ImportError:  # Airflow before 3.2
 
 AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API: https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
-UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # the form of a connection id
+UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # the form of a connection id
 REQUEST_TIMEOUT = (5, 15)  # seconds to connect, and to wait for an answer: short, because both hold a worker slot
 # Airflow's hook shall hand over every answer, whatever its status: `parse_or_raise` judges it.
 REQUEST_OPTIONS = {"check_response": False, "allow_redirects": False, "timeout": REQUEST_TIMEOUT}
@@ -60,6 +60,7 @@ CLIENT_ADVICE = f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRE
 TOKEN_ADVICE = f"Check CLOUD_API_TOKEN, if it is set, and that the Airflow connection has no login. {HOST_ADVICE}"
 ID_ADVICE = "Check the id of the Airbyte connection, and that your Airbyte user has the role Runner or higher."
 STATE_ADVICE = "Check in Airbyte whether the connection is active, and whether it has this job."
+TIMEOUT_ADVICE = "If this task times out, the sync may go on: clear the task to wait for it again."
 REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_ADVICE}", 409: STATE_ADVICE}  # by status
 
 
@@ -67,10 +68,11 @@ REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_AD
 #
 #                                                              the start        the wait
 # Airbyte does not answer (NoAnswerError, or requests' own)    a retry          nothing: it checks again later
-# Airbyte gives no token, and the run is older than `timeout`  a retry          a retry
+# it gives no token, and the run is older than `timeout`       a retry          a retry
 # Airbyte refuses, or a setting is missing (any other error)   a retry          a retry
 # the worker dies, or `execution_timeout` is over              a retry          a retry
-# a malformed id, a job that failed (AirflowFailException)     fails at once    fails at once
+# a malformed id, a misspelt parameter (AirflowFailException)  fails at once    -
+# a job that failed, or no job id (AirflowFailException)       -                fails at once
 # the job takes longer than `timeout`                          -                fails at once
 
 
@@ -78,8 +80,8 @@ class NoAnswerError(Exception):
     """Airbyte is out of reach or in trouble, or something else answers in its place."""
 
 
-# The token. Both tasks get a new one at every try, and the wait at every poke, so it never grows old. They get it in
-# `pre_execute`, after Airflow has rendered and stored the templates, so it is never stored.
+# The token. The client gets a new one for every try, and for every poke of the wait, so it never grows old. The tasks
+# get it in `pre_execute`, after Airflow has rendered and stored the templates, so it is never stored.
 
 
 def get_auth_headers() -> dict:
@@ -132,10 +134,11 @@ def get_connection_id(dag, dag_run) -> str:
     misspelt = [key for key in conf if "connection" in key.lower() and key not in dag.params]
     if misspelt:  # The run would sync another connection than its author wants.
         raise AirflowFailException(f"No such parameter: {', '.join(misspelt)}. This DAG has: {', '.join(dag.params)}")
+    # Not from `params`: `dag_run_conf_overrides_params` may be off, and then they lack what the run was given.
     value = (conf.get("connection_id") or dag.params.get("connection_id") or "").strip()
     source = "parameter connection_id" if value else "Variable MY_EXAMPLE_CONNECTION_ID"
     value = value or Variable.get("MY_EXAMPLE_CONNECTION_ID", "").strip()
-    if re.fullmatch(UUID, value):
+    if re.fullmatch(UUID_PATTERN, value):
         return value
     advice = f"Set the {source} to the UUID in the URL of the Airbyte connection."
     if not value:  # It may be set, but Airflow hides the errors of a secrets backend.
@@ -185,19 +188,19 @@ def get_job_id(response, ti) -> int:
 def prepare_poke(context) -> None:
     """Get a token. Raise AirflowRescheduleException if Airbyte does not answer."""
     task = context["ti"].task
-    run_age = seconds_since(context["dag_run"].start_date)
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
     # If Airbyte does not answer, ask less often (every 2 to 4 minutes), and not in all runs at once: each request may
     # hold a worker slot for REQUEST_TIMEOUT.
-    longest = min(16 * task.poke_interval, 4 * 60)
-    task.poke_interval = max(task.poke_interval, longest * random.uniform(0.5, 1))
+    slow_interval = min(16 * task.poke_interval, 4 * 60) * random.uniform(0.5, 1)
+    task.poke_interval = max(task.poke_interval, slow_interval)
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
-        if run_age > task.timeout:  # Airflow looks at the timeout only after a poke, and this one ends here.
-            raise NoAnswerError(f"Timeout. The sync may go on: clear this task to wait for it again. {error}") from None
+        # Airflow looks at the timeout only after a poke, and this one ends here.
+        if seconds_since(context["dag_run"].start_date) > task.timeout:
+            raise NoAnswerError(f"The run is older than `timeout`. {TIMEOUT_ADVICE} {error}") from None
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
     task.log.info("Checking the job. If no answer comes in REQUEST_TIMEOUT, next check in %.0f s.", task.poke_interval)
@@ -220,15 +223,14 @@ def check_job(response, ti) -> bool:
         ti.xcom_push(key="job", value=job)
         return True
     if has_ended(job):
-        raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {find_page(task, job, response)}")
+        raise AirflowFailException(f"Airbyte job {job['jobId']} {job['status']}: {get_job_link(task, job, response)}")
     try:
         jobs = list_jobs(task, job["connectionId"])
         quick_duration = get_quick_duration(jobs)
         task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, get_age(job, response), quick_duration)
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
-        task.log.warning(
-            "Earlier syncs not known, which is harmless. Next check in %.0f s: %s", task.poke_interval, error
-        )
+        task.log.warning("Earlier syncs not known, which is harmless: %s", error)
+    task.log.info("Next check in %.0f s. %s", task.poke_interval, TIMEOUT_ADVICE)
     return False
 
 
@@ -245,7 +247,10 @@ def seconds_to_next_poke(shortest: float, age: float, quick_duration: float) -> 
 
 
 def get_quick_duration(jobs: list) -> float:
-    """Return the seconds that the third quickest of these syncs took. The two before it may have been exceptions."""
+    """Return the seconds that the third quickest of these syncs took (of fewer, the slowest), or 0 without any.
+
+    The two quickest may have been exceptions.
+    """
     succeeded = [job for job in jobs if is_sync(job) and job["status"] == "succeeded"]
     durations = [seconds_between(job["startTime"], job["lastUpdatedAt"]) for job in succeeded]
     quickest = sorted(durations)[:3]
@@ -287,7 +292,7 @@ def find_running_job(task) -> dict:
     raise RuntimeError("Airbyte says that a job of this connection is running, but lists none.")
 
 
-def find_page(task, job: dict, response) -> str:
+def get_job_link(task, job: dict, response) -> str:
     """Return the address of a job's page in Airbyte's UI, or where to look if that is not known."""
     connection = f"connections/{job['connectionId']}"
     try:
@@ -336,7 +341,8 @@ def parse_or_raise(response, required_key: str, advice: str = "") -> dict:
     # While its own database is down, Airbyte refuses with "internal error" (SecurityAwareCurrentUserService).
     if status in (408, 429) or status >= 500 or "internal error" in response.text:
         raise NoAnswerError(f"{message} It is busy or in trouble. {said}")
-    if status < 400 or not isinstance(answer, dict):  # Airbyte refuses with a JSON object. This is somebody else.
+    # Airbyte refuses with a JSON object, and its gateway with any 401. Whatever else answers is neither.
+    if status < 400 or (status != 401 and not isinstance(answer, dict)):
         raise NoAnswerError(f"{message} {HOST_ADVICE} {said}")
     raise RuntimeError(f"{message} {advice or REFUSAL_ADVICE.get(status, 'Airbyte gives the reason.')} {said}")
 
@@ -364,9 +370,10 @@ def seconds_between(start: str, end: str) -> float:
     return (pendulum.parse(end, strict=False) - pendulum.parse(start)).total_seconds()
 
 
-# You may change the arguments below without changing the code above, except for `deferrable`, `mode`, `silent_fail`,
-# `extra_options` and the functions. The docstring repeats some numbers. Further pairs of the two tasks work, too, if
-# each start has its own data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"}).
+# You may change the arguments below without changing the code above. (The docstring repeats some numbers.)
+# Leave as they are: `deferrable`, `mode`, `silent_fail`, `extra_options`, `execution_timeout` and the functions.
+# You may add tasks, and further pairs of these two, if each start has its own connection id:
+#     data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
 # A retry of the start follows any sync that began during the run. If a task runs before the start, that may be a sync
 # from before that task ended. If the start was cleared while the run went on, it may be the sync from before.
 with DAG(
@@ -379,7 +386,7 @@ with DAG(
     tags=["airbyte"],
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
-    default_args={
+    default_args={  # of tasks that you add, too
         "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
         "retries": 7,  # spread over 21 minutes. Lowered while a run retries, a retry may look like a first try.
         "retry_delay": pendulum.duration(minutes=3),
@@ -414,4 +421,4 @@ with DAG(
 
 if __name__ == "__main__":
     trigger_sync.retries = 0  # By hand, say at once if a sync cannot start.
-    raise SystemExit(dag.test().state != "success")
+    raise SystemExit(0 if dag.test().state == "success" else 1)
