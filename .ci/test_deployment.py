@@ -35,7 +35,7 @@ def deployment(airbyte, tmp_path_factory):
     }
     with (folder / "out.log").open("w") as out:
         deployment = ProvedDeployment(folder, environ, out)
-        (folder / "dags" / DAG_FILE.name).write_text(with_alerts())
+        (folder / "dags" / DAG_FILE.name).write_text(with_alerts().replace("print(", 'print("An alert:", '))
         with deployment:
             deployment.configure(airbyte.url)
             yield deployment
@@ -84,8 +84,8 @@ def test_an_alert_comes_for_a_task_that_airflow_has_lost(deployment, airbyte):
     for process in (task.parent(), task):  # With its supervisor, nobody is left to report the end.
         process.kill()
     assert deployment.end_of(run_id, 180) == "success"
-    printed = f"{START} {None if AIRFLOW_3 else ''}".encode()
-    assert any(printed in content for content in files_in(deployment.airflow_home).values())
+    alert = f"An alert: {START} {None if AIRFLOW_3 else ''}".encode()
+    assert any(alert in content for content in files_in(deployment.airflow_home).values())
 
 
 def test_the_wait_survives_a_killed_scheduler(deployment, airbyte, endless):
