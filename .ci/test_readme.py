@@ -175,6 +175,16 @@ def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
     assert says in log
 
 
+def test_a_task_after_the_sync_gets_its_job(tmp_path):
+    on_airflow_2, on_airflow_3 = recipe("# On Airflow 2: from airflow.operators.bash").splitlines()
+    imports = on_airflow_3 if AIRFLOW_VERSION >= (3, 0) else on_airflow_2.removeprefix("# On Airflow 2: ")
+    file = f"{HEAD}{imports}\n\n{DAG_BLOCK}{textwrap.indent(recipe('rowsSynced'), '    ')}{END}"
+    with FakeAirbyte() as airbyte:
+        states, log = run(tmp_path, file, airbyte, "airbyte_api_sync_demo")
+    assert states == dict.fromkeys([*ROLES.values(), "report"], "success"), log
+    assert re.search(r"\d+ rows\b", log)
+
+
 def with_alerts() -> str:
     """Return the DAG file with the page's alerts."""
     return f"{HEAD}{recipe('def alert')}\n\n{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")

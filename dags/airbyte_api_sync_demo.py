@@ -371,7 +371,8 @@ def seconds_between(start: str, end: str) -> float:
 
 
 # You may change the arguments below without changing the code above. (The docstring repeats some numbers.)
-# Leave as they are: `deferrable`, `mode`, `silent_fail`, `extra_options`, `execution_timeout` and the functions.
+# Leave as they are: `deferrable`, `mode`, `silent_fail`, `extra_options` (but for the start's `timeout` in it),
+# `execution_timeout` and the functions.
 # You may add tasks, and further pairs of these two, if each start has its own connection id:
 #     data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
 # A retry of the start follows any sync that began during the run. If a task runs before the start, that may be a sync
