@@ -84,7 +84,7 @@ def test_an_alert_comes_for_a_task_that_airflow_has_lost(deployment, airbyte):
     for process in (task.parent(), task):  # With its supervisor, nobody is left to report the end.
         process.kill()
     assert deployment.end_of(run_id, 180) == "success"
-    alert = f"An alert: {START} {None if AIRFLOW_3 else ''}".encode()
+    alert = f"An alert: {DAG_ID} {START} {None if AIRFLOW_3 else ''}".encode()
     assert any(alert in content for content in files_in(deployment.airflow_home).values())
 
 

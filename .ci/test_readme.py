@@ -109,6 +109,21 @@ def several_connections(*connection_ids: str) -> str:
     return head + text
 
 
+def with_alerts() -> str:
+    """Return the DAG file with the page's alerts."""
+    dag_block = DAG_BLOCK.replace('        "deferrable"', '        **ALERTS,\n        "deferrable"')
+    return f"{HEAD}{recipe('def alert')}\n\n{dag_block}{END}"
+
+
+def with_a_task_after_the_sync() -> str:
+    """Return the DAG file with the page's task that prints the number of rows."""
+    imports = re.search(r"`(from airflow.operators.bash.*?)`", ADAPT)[1] + "\n"
+    if AIRFLOW_VERSION >= (3, 0):
+        imports = recipe("import BashOperator")
+    head = HEAD.replace("import HttpSensor\n", f"import HttpSensor\n{imports}")
+    return f"{head}{DAG_BLOCK}{textwrap.indent(recipe('rowsSynced'), '    ')}{END}"
+
+
 def run(folder: Path, file: str, airbyte: FakeAirbyte, dag_id: str = "sync_shop") -> tuple:
     """Run a DAG file, in this folder, against an Airbyte. Return the tasks' states and all that was logged."""
     (folder / DAG_FILE.name).write_text(file)
@@ -123,12 +138,13 @@ print("\\n" + json.dumps({{ti.task_id: str(ti.state) for ti in instances}}))"""
     return states, ended.stdout + ended.stderr
 
 
-def test_the_file_of_the_recipe_passes_the_repositorys_checks(tmp_path):
+def test_the_files_of_the_recipes_pass_the_repositorys_checks(tmp_path):
     pytest.importorskip("ruff")
-    file = tmp_path / "sync_shop.py"
-    file.write_text(several_connections(*IDS))
-    for command in (["check"], ["format", "--check"]):
-        subprocess.run([sys.executable, "-m", "ruff", *command, "--config", ROOT / ".ruff.toml", file], check=True)
+    for number, text in enumerate([several_connections(*IDS), with_alerts(), with_a_task_after_the_sync()]):
+        file = tmp_path / f"sync_{number}.py"
+        file.write_text(text)
+        for command in (["check"], ["format", "--check"]):
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--config", ROOT / ".ruff.toml", file], check=True)
 
 
 def test_the_recipe_has_the_arguments_of_the_dag_file():
@@ -166,7 +182,8 @@ def test_several_connections_side_by_side_and_then_a_task_after_them(tmp_path, f
 
 
 @pytest.mark.parametrize(
-    "third, says", [(IDS[0], "A connection id occurs twice"), ("<id>", "A connection id is malformed")]
+    "third, says",
+    [(IDS[0], "A connection id occurs twice"), ("<id>", "Not the UUID in the URL of an Airbyte connection: stock")],
 )
 def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
     with FakeAirbyte(statuses=CONNECTIONS) as airbyte:
@@ -176,18 +193,10 @@ def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
 
 
 def test_a_task_after_the_sync_gets_its_job(tmp_path):
-    on_airflow_2, on_airflow_3 = recipe("# On Airflow 2: from airflow.operators.bash").splitlines()
-    imports = on_airflow_3 if AIRFLOW_VERSION >= (3, 0) else on_airflow_2.removeprefix("# On Airflow 2: ")
-    file = f"{HEAD}{imports}\n\n{DAG_BLOCK}{textwrap.indent(recipe('rowsSynced'), '    ')}{END}"
     with FakeAirbyte() as airbyte:
-        states, log = run(tmp_path, file, airbyte, "airbyte_api_sync_demo")
+        states, log = run(tmp_path, with_a_task_after_the_sync(), airbyte, "airbyte_api_sync_demo")
     assert states == dict.fromkeys([*ROLES.values(), "report"], "success"), log
     assert re.search(r"\d+ rows\b", log)
-
-
-def with_alerts() -> str:
-    """Return the DAG file with the page's alerts."""
-    return f"{HEAD}{recipe('def alert')}\n\n{DAG_BLOCK}{END}".replace("default_args={", "default_args={**ALERTS, ")
 
 
 @needs_try_count

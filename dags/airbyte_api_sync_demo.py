@@ -60,7 +60,7 @@ CLIENT_ADVICE = f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRE
 TOKEN_ADVICE = f"Check CLOUD_API_TOKEN, if it is set, and that the Airflow connection has no login. {HOST_ADVICE}"
 ID_ADVICE = "Check the id of the Airbyte connection, and that your Airbyte user has the role Runner or higher."
 STATE_ADVICE = "Check in Airbyte whether the connection is active, and whether it has this job."
-TIMEOUT_ADVICE = "If this task times out, the sync may go on: clear the task to wait for it again."
+TIMEOUT_ADVICE = "If this task times out while the sync runs, clear it to go on waiting."
 REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_ADVICE}", 409: STATE_ADVICE}  # by status
 
 
@@ -203,7 +203,11 @@ def prepare_poke(context) -> None:
             raise NoAnswerError(f"The run is older than `timeout`. {TIMEOUT_ADVICE} {error}") from None
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info("Checking the job. If no answer comes in REQUEST_TIMEOUT, next check in %.0f s.", task.poke_interval)
+    task.log.info(
+        "Checking the job. If Airbyte is silent for REQUEST_TIMEOUT (%s s), next check in %.0f s.",
+        REQUEST_TIMEOUT[1],
+        task.poke_interval,
+    )
 
 
 def check_job(response, ti) -> bool:

@@ -16,7 +16,10 @@ from sandbox.fake_airbyte import CLIENT_ID, CLIENT_SECRET, CONNECTION_ID
 SANDBOX = Path(__file__).resolve().parent
 DAGS = SANDBOX.parent.parent / "dags"
 DAG_ID = "airbyte_api_sync_demo"  # Change it with the DAG's. Files and tasks may have any name.
-DAG_FILE = next(file for file in DAGS.rglob("*.py") if re.search(rf'(dag_id=|DAG\(\s*)"{DAG_ID}"', file.read_text()))
+DAG_FILES = [file for file in DAGS.rglob("*.py") if re.search(rf'(dag_id=|DAG\(\s*)"{DAG_ID}"', file.read_text())]
+if not DAG_FILES:
+    raise LookupError(f"No file in {DAGS} has a DAG {DAG_ID}: set DAG_ID in {__file__} to yours.")
+DAG_FILE = DAG_FILES[0]
 START, WAIT = "start", "wait"  # the two tasks' names in the sandbox
 HTTP_CONNECTION = "airbyte-api-cloud-connection"
 CONNECTION_VARIABLE = "AIRFLOW_CONN_AIRBYTE-API-CLOUD-CONNECTION"
