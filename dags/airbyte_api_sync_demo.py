@@ -131,8 +131,9 @@ def get_connection_id(dag, dag_run) -> str:
     Raise AirflowFailException if it is malformed, or if the run has a parameter that looks like a misspelt one.
     """
     conf = dag_run.conf or {}
-    misspelt = [key for key in conf if "connection" in key.lower() and key not in dag.params]
-    if misspelt:  # The run would sync another connection than its author wants.
+    # With connectionId or conection_id, the run would sync another connection than its author wants.
+    misspelt = [key for key in conf if re.search("con+ect[io]+n", key.lower()) and key not in dag.params]
+    if misspelt:
         raise AirflowFailException(f"No such parameter: {', '.join(misspelt)}. This DAG has: {', '.join(dag.params)}")
     # Not from `params`: `dag_run_conf_overrides_params` may be off, and then they lack what the run was given.
     value = (conf.get("connection_id") or dag.params.get("connection_id") or "").strip()
@@ -203,11 +204,7 @@ def prepare_poke(context) -> None:
             raise NoAnswerError(f"The run is older than `timeout`. {TIMEOUT_ADVICE} {error}") from None
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info(
-        "Checking the job. If Airbyte is silent for REQUEST_TIMEOUT (%s s), next check in %.0f s.",
-        REQUEST_TIMEOUT[1],
-        task.poke_interval,
-    )
+    task.log.info("Checking the job. (Only without an answer in REQUEST_TIMEOUT, next in %.0f s.)", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:

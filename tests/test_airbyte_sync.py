@@ -246,6 +246,7 @@ def test_says_what_is_missing_or_wrong(scenario, says, variables, arguments):
     [
         pytest.param({"variables": {ID: "an-id-or-secret"}}, "It begins with 'an-i' and has 15", id="connection id"),
         pytest.param({"conf": {"connectionId": CONNECTION_ID}}, "No such parameter: connectionId", id="parameter"),
+        pytest.param({"conf": {"conection_id": CONNECTION_ID}}, "No such parameter: conection_id", id="one letter"),
     ],
 )
 def test_fails_at_once_if_something_is_mistyped(scenario, mistyped, says):
@@ -274,7 +275,7 @@ def test_no_secret_is_kept(run_dag, airflow_home):
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {TOKEN: "“a-token-to\n\u200bquote\"'"}], ids=["a new token", "CLOUD_API_TOKEN"]
+    "variables", [{}, {TOKEN: "Bearer “a-token-to\n\u200bquote\"'"}], ids=["a new token", "CLOUD_API_TOKEN"]
 )
 @pytest.mark.parametrize("status", [403, 503])
 def test_an_answer_that_quotes_the_token_is_logged_without_it(scenario, status, variables):

@@ -462,13 +462,18 @@ def iso_duration(seconds: int) -> str:
 
 
 def main() -> None:
-    """Serve until Ctrl-C, on the port that the command line gives."""
+    """Serve until Ctrl-C, on the port that the command line gives, or on a free one if that is in use."""
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8001
 
     def log(request: Request) -> None:
         print(request.method, request.path, request.status, request.answer, flush=True)
 
-    with FakeAirbyte(statuses=CONNECTIONS, job_seconds=20, port=port, log=log) as airbyte:
+    options = {"statuses": CONNECTIONS, "job_seconds": 20, "log": log}
+    try:
+        airbyte = FakeAirbyte(**options, port=port)
+    except OSError:
+        airbyte = FakeAirbyte(**options)
+    with airbyte:
         print(
             "The fake Airbyte is listening until Ctrl-C. Only programs on this machine can reach it, outside containers.\n"
         )
