@@ -156,13 +156,14 @@ def test_an_airbyte_that_does_not_answer_is_asked_less_often(scenario, operation
 @pytest.mark.parametrize(
     "faults, says",
     [
-        pytest.param({"create_token": [None, *[Fault(503)] * 3]}, "The run is older than `timeout`", id="no token"),
+        pytest.param({"create_token": [None, *[Fault(503)] * 3]}, "with 503", id="no token"),
         pytest.param({"get_job": [Fault(403), *[Fault(503)] * FOR_EVER]}, "timed out", id="no job"),
     ],
 )
 def test_a_wait_without_any_answer_has_an_end_as_well(scenario, faults, says):
     over = {"age": 100, "policy": {WAIT: {"timeout": 2, "retries": 2}}}
-    scenario(faults=faults, run=over, ends=WAIT_FAILS, says=says)
+    result, _ = scenario(faults=faults, run=over, ends=WAIT_FAILS, says=says)
+    assert "The run is older than `timeout`. If this task fails, clear it to go on waiting" in result.log
 
 
 def test_a_run_waits_although_the_job_that_it_joins_or_its_own_date_is_older_than_the_timeout(scenario):

@@ -60,7 +60,6 @@ CLIENT_ADVICE = f"Check the Variables AIRBYTE_CLIENT_ID and AIRBYTE_CLIENT_SECRE
 TOKEN_ADVICE = f"Check CLOUD_API_TOKEN, if it is set, and that the Airflow connection has no login. {HOST_ADVICE}"
 ID_ADVICE = "Check the id of the Airbyte connection, and that your Airbyte user has the role Runner or higher."
 STATE_ADVICE = "Check in Airbyte whether the connection is active, and whether it has this job."
-TIMEOUT_ADVICE = "If this task times out while the sync runs, clear it to go on waiting."
 REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_ADVICE}", 409: STATE_ADVICE}  # by status
 
 
@@ -191,6 +190,9 @@ def prepare_poke(context) -> None:
     task = context["ti"].task
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
+    run_is_overdue = seconds_since(context["dag_run"].start_date) > task.timeout
+    if run_is_overdue:
+        task.log.warning("The run is older than `timeout`. If this task fails, clear it to go on waiting for the sync.")
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
     # If Airbyte does not answer, ask less often (every 2 to 4 minutes), and not in all runs at once: each request may
     # hold a worker slot for REQUEST_TIMEOUT.
@@ -199,9 +201,8 @@ def prepare_poke(context) -> None:
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
-        # Airflow looks at the timeout only after a poke, and this one ends here.
-        if seconds_since(context["dag_run"].start_date) > task.timeout:
-            raise NoAnswerError(f"The run is older than `timeout`. {TIMEOUT_ADVICE} {error}") from None
+        if run_is_overdue:  # Airflow looks at the timeout only after a poke, and this one ends here.
+            raise
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
     task.log.info("Checking the job. (Only without an answer in REQUEST_TIMEOUT, next in %.0f s.)", task.poke_interval)
@@ -231,7 +232,7 @@ def check_job(response, ti) -> bool:
         task.poke_interval = seconds_to_next_poke(task.shortest_poke_interval, get_age(job, response), quick_duration)
     except Exception as error:  # noqa: BLE001 Nothing but the time of the next poke depends on it.
         task.log.warning("Earlier syncs not known, which is harmless: %s", error)
-    task.log.info("Next check in %.0f s. %s", task.poke_interval, TIMEOUT_ADVICE)
+    task.log.info("Next check in %.0f s.", task.poke_interval)
     return False
 
 
