@@ -48,7 +48,7 @@ except ImportError:  # Airflow before 3.2
 
 # Settings
 
-AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API: https://reference.airbyte.com
+AIRFLOW_CONNECTION = "airbyte-api-cloud-connection"  # to Airbyte's API, documented at https://reference.airbyte.com
 HEADERS = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "airbyte_api_sync_demo"}
 UUID_PATTERN = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"  # the form of a connection id
 REQUEST_TIMEOUT = (5, 15)  # seconds to connect, and to wait for an answer: short, because both hold a worker slot
@@ -67,7 +67,7 @@ REFUSAL_ADVICE = {401: TOKEN_ADVICE, 403: ID_ADVICE, 404: f"{ID_ADVICE} {HOST_AD
 #
 #                                                              the start        the wait
 # Airbyte does not answer (NoAnswerError, or requests' own)    a retry          nothing: it checks again later
-# it gives no token, and the run is older than `timeout`       a retry          a retry
+# it gives no token, and the run is older than `timeout`       (as above)       a retry
 # Airbyte refuses, or a setting is missing (any other error)   a retry          a retry
 # the worker dies, or `execution_timeout` is over              a retry          a retry
 # a malformed id, a misspelt parameter (AirflowFailException)  fails at once    -
@@ -79,12 +79,15 @@ class NoAnswerError(Exception):
     """Airbyte is out of reach or in trouble, or something else answers in its place."""
 
 
-# The token. The client gets a new one for every try, and for every poke of the wait, so it never grows old. The tasks
-# get it in `pre_execute`, after Airflow has rendered and stored the templates, so it is never stored.
+# The token. Every try and every poke requests a new one (unless CLOUD_API_TOKEN is set), so it never grows old. That is
+# done in `pre_execute`, after Airflow has rendered and stored the templates, so it is never stored.
 
 
 def get_auth_headers() -> dict:
-    """Return the headers of a request, with a token. Raise RuntimeError if a setting is missing or wrong."""
+    """Return the headers of a request, with a token.
+
+    Raise RuntimeError if a setting is missing or wrong, and NoAnswerError if Airbyte gives no token.
+    """
     check_airflow_connection()
     token = Variable.get("CLOUD_API_TOKEN", "").strip() or request_token()
     token = re.sub("^Bearer ", "", token)
@@ -94,7 +97,7 @@ def get_auth_headers() -> dict:
 
 
 def check_airflow_connection() -> None:
-    """Raise RuntimeError if the Airflow connection is missing, or if requests through it would show their secrets."""
+    """Raise RuntimeError if the Airflow connection is missing, or if using it would show a secret."""
     try:
         connection = HttpHook.get_connection(AIRFLOW_CONNECTION)
     except Exception:  # noqa: BLE001 It is missing or malformed. The error is not shown: it may quote a password.
@@ -158,12 +161,11 @@ def prepare_start(context) -> None:
     first_try = ti.max_tries - task.retries + 1
     if ti.try_number > first_try:
         syncs = [job for job in list_jobs(task, json.loads(task.data)["connectionId"]) if is_sync(job)]
-        run_age = seconds_since(context["dag_run"].start_date) + 5  # Airbyte's times are rounded.
-        if syncs and syncs[0]["age"] <= run_age:
+        if syncs and syncs[0]["age"] <= get_run_age(context["dag_run"]) + 5:  # Airbyte's times are rounded.
             job_id = syncs[0]["jobId"]
             task.log.info("Not starting a second sync: following job %s, which began during this run.", job_id)
             task.method, task.endpoint, task.data = "GET", f"v1/jobs/{job_id}", None
-            task.extra_options = REQUEST_OPTIONS
+            task.extra_options = REQUEST_OPTIONS  # A GET needs no 180 seconds.
 
 
 def get_job_id(response, ti) -> int:
@@ -190,8 +192,8 @@ def prepare_poke(context) -> None:
     task = context["ti"].task
     if not task.endpoint.rpartition("/")[2].isdigit():
         raise AirflowFailException(f"No job id in {task.endpoint}. If the start was marked as a success, clear it.")
-    run_is_overdue = seconds_since(context["dag_run"].start_date) > task.timeout
-    if run_is_overdue:
+    run_is_old = get_run_age(context["dag_run"]) > task.timeout
+    if run_is_old:
         task.log.warning("The run is older than `timeout`. If this task fails, clear it to go on waiting for the sync.")
     task.shortest_poke_interval = task.poke_interval  # `check_job` needs it as the DAG has it.
     # If Airbyte does not answer, ask less often (every 2 to 4 minutes), and not in all runs at once: each request may
@@ -201,11 +203,11 @@ def prepare_poke(context) -> None:
     try:
         task.headers = get_auth_headers()
     except NoAnswerError as error:
-        if run_is_overdue:  # Airflow looks at the timeout only after a poke, and this one ends here.
+        if run_is_old:  # Airflow looks at the timeout only after a poke, and this one ends here.
             raise
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info("Checking the job. (Only without an answer in REQUEST_TIMEOUT, next in %.0f s.)", task.poke_interval)
+    task.log.info("Checking the job. Only if no answer comes in REQUEST_TIMEOUT, wait %.0f s.", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:
@@ -278,7 +280,7 @@ def get_age(job: dict, response) -> float:
 
 
 def list_jobs(task, connection_id: str, job_type=None) -> list:
-    """Return the newest 20 jobs of a connection, the newest first, each with its `age`."""
+    """Return the newest jobs of a connection (Airbyte gives 20), the newest first, each with its `age`."""
     query = {"connectionId": connection_id, "orderBy": "createdAt|DESC", "jobType": job_type}  # None is not sent.
     response = call_airbyte(task.headers, "v1/jobs", query)
     jobs = parse_or_raise(response, "data")["data"]
@@ -296,15 +298,15 @@ def find_running_job(task) -> dict:
 
 def get_job_link(task, job: dict, response) -> str:
     """Return the address of a job's page in Airbyte's UI, or where to look if that is not known."""
-    connection = f"connections/{job['connectionId']}"
     try:
-        workspace_id = call_airbyte(task.headers, f"v1/{connection}").json()["workspaceId"]
+        connection_path = f"connections/{job['connectionId']}"
+        workspace_id = call_airbyte(task.headers, f"v1/{connection_path}").json()["workspaceId"]
     except Exception:  # noqa: BLE001 Whatever happens here, the user must learn how the job has ended.
         return "see the connection's timeline in Airbyte."
-    # https://api.airbyte.com/v1/… becomes https://cloud.airbyte.com. Self-managed, /api/public/v1/… goes.
+    # https://api.airbyte.com/v1/… becomes https://cloud.airbyte.com. Self-managed, /api/public/v1/… is removed.
     ui = response.url.partition("/v1/")[0].replace("/api/public", "").replace("//api.airbyte", "//cloud.airbyte")
     ui = ui.replace("//host.docker.internal", "//localhost")
-    return f"{ui}/workspaces/{workspace_id}/{connection}/timeline?openLogs=true&jobId={job['jobId']}"
+    return f"{ui}/workspaces/{workspace_id}/{connection_path}/timeline?openLogs=true&jobId={job['jobId']}"
 
 
 # Airbyte's API
@@ -362,9 +364,11 @@ def redact(response) -> str:
 # Times
 
 
-def seconds_since(moment) -> float:
-    """Return the seconds since the start of a run. `airflow tasks test` has no start on Airflow 2: then return 0."""
-    return (pendulum.now("UTC") - pendulum.instance(moment)).total_seconds() if moment else 0
+def get_run_age(dag_run) -> float:
+    """Return the seconds since a run began, or 0 if it has no start, as with `airflow tasks test` on Airflow 2."""
+    if not dag_run.start_date:
+        return 0
+    return (pendulum.now("UTC") - pendulum.instance(dag_run.start_date)).total_seconds()
 
 
 def seconds_between(start: str, end: str) -> float:
@@ -377,8 +381,8 @@ def seconds_between(start: str, end: str) -> float:
 # `execution_timeout` and the functions.
 # You may add tasks, and further pairs of these two, if each start has its own connection id:
 #     data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
-# A retry of the start follows any sync that began during the run. If a task runs before the start, that may be a sync
-# from before that task ended. If the start was cleared while the run went on, it may be the sync from before.
+# A retry of the start follows any sync that began during the run. If a task runs before the start, that sync may have
+# begun before this task ended. If the start was cleared while the run went on, it may be the sync from before the clear.
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
@@ -390,8 +394,8 @@ with DAG(
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={  # of tasks that you add, too
-        "deferrable": False,  # A deferred task would keep an old token. (Old sensors do not know this argument.)
-        "retries": 7,  # spread over 21 minutes. Lowered while a run retries, a retry may look like a first try.
+        "deferrable": False,  # A deferred task would keep an old token. It stands here since old sensors do not know it.
+        "retries": 7,  # over 21 minutes. If you lower it while a run is retrying, a retry may count as a first try.
         "retry_delay": pendulum.duration(minutes=3),
     },
 ) as dag:
@@ -403,7 +407,7 @@ with DAG(
         extra_options={**REQUEST_OPTIONS, "timeout": 180},  # Airbyte can take more than two minutes to answer.
         pre_execute=prepare_start,
         response_filter=get_job_id,
-        execution_timeout=pendulum.duration(minutes=10),  # Ends a request that hangs, which uses a retry.
+        execution_timeout=pendulum.duration(minutes=10),  # Ends the request if it hangs, which uses a retry.
     )
 
     wait_for_sync_to_complete = HttpSensor(
@@ -420,6 +424,7 @@ with DAG(
         silent_fail=True,  # If a request gets no answer, log it and poke again. `check_job` turns this off.
     )
 
+    # The f-string in `endpoint` sets no dependency.
     trigger_sync >> wait_for_sync_to_complete
 
 if __name__ == "__main__":
