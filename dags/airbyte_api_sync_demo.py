@@ -382,7 +382,7 @@ def seconds_between(start: str, end: str) -> float:
 # You may add tasks, and further pairs of these two, if each start has its own connection id:
 #     data=json.dumps({"connectionId": "<connection id>", "jobType": "sync"})
 # A retry of the start follows any sync that began during the run. If a task runs before the start, that sync may have
-# begun before this task ended. If the start was cleared while the run went on, it may be the sync from before the clear.
+# begun before this task ended. If the start was cleared in a running run, it may be the sync from before the clear.
 with DAG(
     dag_id="airbyte_api_sync_demo",
     doc_md=__doc__,
@@ -394,7 +394,7 @@ with DAG(
     params={"connection_id": Param("", type=["null", "string"], description="If empty: MY_EXAMPLE_CONNECTION_ID")},  # noqa: AIR311
     user_defined_macros={"get_connection_id": get_connection_id},
     default_args={  # of tasks that you add, too
-        "deferrable": False,  # A deferred task would keep an old token. It stands here since old sensors do not know it.
+        "deferrable": False,  # A deferred task would keep an old token. Here, since old sensors do not know it.
         "retries": 7,  # over 21 minutes. If you lower it while a run is retrying, a retry may count as a first try.
         "retry_delay": pendulum.duration(minutes=3),
     },
