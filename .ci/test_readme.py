@@ -183,7 +183,10 @@ def test_several_connections_side_by_side_and_then_a_task_after_them(tmp_path, f
 
 @pytest.mark.parametrize(
     "third, says",
-    [(IDS[0], "A connection id occurs twice"), ("<id>", "Not the UUID in the URL of an Airbyte connection: stock")],
+    [
+        (IDS[0], "These have the same connection id: orders, stock"),
+        ("<id>", "the UUID in the URL of their Airbyte connection: stock"),
+    ],
 )
 def test_a_wrong_list_of_connections_is_an_import_error(tmp_path, third, says):
     with FakeAirbyte(statuses=CONNECTIONS) as airbyte:

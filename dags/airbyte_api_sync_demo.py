@@ -207,7 +207,9 @@ def prepare_poke(context) -> None:
             raise
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info("Checking the job. Only if no answer comes in REQUEST_TIMEOUT, wait %.0f s.", task.poke_interval)
+    task.log.info(
+        "Checking. (If Airbyte does not answer in REQUEST_TIMEOUT: next check in %.0f s.)", task.poke_interval
+    )
 
 
 def check_job(response, ti) -> bool:
