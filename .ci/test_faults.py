@@ -309,6 +309,9 @@ PATH_IN_URI = {CONNECTION_VARIABLE: "http://user:a-password@127.0.0.1/api/public
         pytest.param("to HTTP, even for https", OTHER_TYPE, {}, id="type airbyte"),
         pytest.param("Airflow connection", PATH_IN_URI, {}, id="a URI with a path"),
         pytest.param(f"No answer from http://127.0.0.1:1. {CHECK_HOST}", {}, {"host": "http://127.0.0.1:1"}, id="port"),
+        pytest.param(
+            "begin the host with http://", {}, {"host": "https://127.0.0.1:{port}"}, id="https in place of http"
+        ),
         pytest.param(CHECK_HOST, {}, {"host": "http://air byte"}, id="no host name"),
         pytest.param(CHECK_HOST, {}, {"host": ""}, id="no host"),
         pytest.param(f"with 401. {CHECK_CLIENT} {CHECK_HOST}", {}, NO_PATH, id="no /api/public"),

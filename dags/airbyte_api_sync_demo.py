@@ -207,9 +207,7 @@ def prepare_poke(context) -> None:
             raise
         task.log.warning("Next check in %.0f s. %s", task.poke_interval, error)
         raise AirflowRescheduleException(pendulum.now("UTC").add(seconds=task.poke_interval)) from None
-    task.log.info(
-        "Checking. (If Airbyte does not answer in REQUEST_TIMEOUT: next check in %.0f s.)", task.poke_interval
-    )
+    task.log.info("Checking. (Without an answer in REQUEST_TIMEOUT: next check in %.0f s.)", task.poke_interval)
 
 
 def check_job(response, ti) -> bool:
@@ -323,6 +321,8 @@ def call_airbyte(headers: dict, endpoint: str, data=None, method: str = "GET"):
         advice = HOST_ADVICE
         if "Read timed out" in str(error):
             advice = "Airbyte is slow. If it always is, raise REQUEST_TIMEOUT in the DAG file."
+        elif "WRONG_VERSION_NUMBER" in str(error):
+            advice = "Airbyte does not use TLS there: begin the host with http://."
         elif "CERTIFICATE" in str(error):
             advice = "Set REQUESTS_CA_BUNDLE to a file with your CA's certificate and the public ones."
         raise NoAnswerError(f"No answer from {hook.base_url}. {advice} {error}") from None
