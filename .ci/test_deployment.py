@@ -137,6 +137,7 @@ def test_a_token_in_an_answer_is_masked_in_the_log(deployment, airbyte):
     airbyte.faults["get_job"] = [Fault(body=json.dumps({**job, "quoted": "{authorization}"}))]
     run_id = deployment.trigger()
     assert deployment.end_of(run_id) == "success"
-    log = json.dumps(deployment.api(f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{WAIT}/logs/1"))
+    path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{WAIT}/logs/1"
+    log = json.dumps(deployment.wait_for(lambda: deployment.api(path), "the log"))
     assert "quoted" in log
     assert leaks({"log": log.encode()}, [*airbyte.tokens]) == set()

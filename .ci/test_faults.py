@@ -106,10 +106,16 @@ def test_an_airbyte_that_answers_late_is_waited_for(scenario, operation):
     assert "Read timed out" not in result.log
 
 
-@pytest.mark.parametrize("operation, earlier", [("create_token", 1), ("get_job", 0), ("list_jobs", 0)])
-def test_says_which_constant_to_raise_if_airbyte_answers_later_still(scenario, operation, earlier):
+RAISE = "raise REQUEST_TIMEOUT in the DAG file"
+WITHOUT = "Without an answer in REQUEST_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    "operation, earlier, says", [("create_token", 1, RAISE), ("get_job", 0, WITHOUT), ("list_jobs", 0, RAISE)]
+)
+def test_says_which_constant_to_raise_if_airbyte_answers_later_still(scenario, operation, earlier, says):
     slow = {operation: [*[None] * earlier, Fault(seconds=3)]}
-    result, _ = scenario(faults=slow, says="REQUEST_TIMEOUT", run={"policy": {WAIT: {"poke_interval": 2}}})
+    result, _ = scenario(faults=slow, says=says, run={"policy": {WAIT: {"poke_interval": 2}}})
     assert "Read timed out" in result.log
 
 
